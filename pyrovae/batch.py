@@ -1,0 +1,104 @@
+"""What travels through models, objectives and evaluation: a batch of rows.
+
+Every function of the package takes a `Batch`, so that conditioning, labels and size factors never need a new signature.
+A tensor, an array or a data frame is accepted wherever rows are expected and wrapped.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, Protocol, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from pyrovae.errors import Error
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Rows of data with what they are conditioned on.
+
+    Args:
+        x: the data, shape `(rows, *event)`.
+        context: what the model is conditioned on, shape `(rows, *context)`.
+        labels: class labels, shape `(rows,)`.
+        offset: size factors (exposures), shape `(rows,)`.
+    """
+
+    x: Tensor
+    context: Tensor | None = None
+    labels: Tensor | None = None
+    offset: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, rows: Any) -> Self:
+        """The rows of an index tensor or a slice."""
+        if isinstance(rows, Tensor) and rows.dtype == torch.int64:
+            return self.map(lambda entry: entry.index_select(0, rows.to(entry.device)))
+        return self.map(lambda entry: entry[rows])
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """The batch with `function` applied to every entry that is there."""
+        entries = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return type(self)(**{name: function(entry) for name, entry in entries if entry is not None})
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Self:
+        """The batch on a device; x and floating entries take the dtype, labels stay whole numbers."""
+        labels = self.labels if self.labels is None else self.labels.to(device)
+        moved = self.map(lambda entry: entry.to(device, dtype))
+        return type(self)(moved.x, moved.context, labels, moved.offset)
+
+    @property
+    def given(self) -> tuple[Tensor, ...]:
+        """The entries that are there, in the order of the fields: the arguments of a plain Pyro model."""
+        return tuple(entry for field in fields(self) if (entry := getattr(self, field.name)) is not None)
+
+
+pytree.register_dataclass(Batch)
+
+
+class Rows(Protocol):
+    """A sequence of rows that gives out batches: a `Batch`, or data whose noise is drawn anew at every use."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Any) -> Batch: ...
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> "Rows":
+        """The same rows on a device."""
+        ...
+
+
+def as_rows(data: Any) -> Rows:
+    """Rows from a `Batch`, a tensor, an array, a data frame, or anything that is rows already.
+
+    Raises:
+        Error: the data are not numbers, or have no row.
+    """
+    rows = data if hasattr(data, "to") and not isinstance(data, Tensor) else Batch(_tensor(data))
+    if len(rows) == 0:
+        raise Error("the data have no row")
+    return rows
+
+
+def as_batch(data: Any) -> Batch:
+    """All rows of `as_rows(data)` in one batch."""
+    rows = as_rows(data)
+    return rows if isinstance(rows, Batch) else rows[:]
+
+
+def _tensor(data: Any) -> Tensor:
+    if isinstance(data, Tensor):
+        tensor = data
+    else:
+        array = np.asarray(data)
+        if array.dtype.kind not in "biuf":
+            raise Error(f"the data should be numbers, got an array of type {array.dtype}")
+        tensor = torch.tensor(array)
+    if tensor.ndim < 2:
+        raise Error(f"the data should have the shape (rows, *event), got {tuple(tensor.shape)}")
+    return tensor

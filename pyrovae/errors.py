@@ -1,0 +1,18 @@
+"""The one exception for mistakes that a user can mend."""
+
+
+class Error(ValueError):
+    """A sentence that says what is wrong, where, and what is allowed or what to do.
+
+    Args:
+        message: the sentence.
+        path: the dotted path of the field at fault, such as `model.prior.components`.
+    """
+
+    def __init__(self, message: str, path: str = "") -> None:
+        self.message, self.path = message, path
+        super().__init__(f"{path}: {message}" if path else message)
+
+    def under(self, prefix: str) -> "Error":
+        """The same error, its path counted from one level further out."""
+        return Error(self.message, ".".join(filter(None, (prefix, self.path))))

@@ -1,0 +1,6 @@
+"""Evaluation: how good is the model, and how good is the number that says so."""
+
+from pyrovae.evaluate.comparison import Comparison, compare, select
+from pyrovae.evaluate.likelihood import LogLikelihood, bound, log_likelihood, log_weights
+
+__all__ = ["Comparison", "LogLikelihood", "bound", "compare", "log_likelihood", "log_weights", "select"]

@@ -1,0 +1,244 @@
+r"""log p(x) per row, with its uncertainty. Everything here is a reduction of one quantity, the log-weight
+
+    log w_k = log p(x, z_k) - log q(z_k | x),   z_k ~ q(z | x),   E[w_k] = p(x) .
+
+The estimate log p^_K = log (1/K) \sum_k w_k is, in expectation, a lower bound on log p(x) that rises with K, from the ELBO at
+K = 1. (Importance Weighted Autoencoders, Burda, Grosse & Salakhutdinov, 2016.) Four numbers say how far to trust it:
+
+* its Monte-Carlo standard error, by the delta method sd(w) / (mean(w) sqrt(K));
+* the effective sample size (\sum w)^2 / \sum w^2;
+* the Pareto k-hat of the largest weights: above min(1 - 1/log10 K, 0.7) the weights' tail is too heavy for the K at hand, and
+  the standard error is too small as well (Pareto Smoothed Importance Sampling, Vehtari, Simpson, Gelman, Yao & Gabry, 2024);
+* whether it is a bound at all: mixtures and linear models know log p(x).
+
+No training knob is read here: the log densities are the unscaled ones, in evaluation mode, without gradient.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyro
+import torch
+from numpy.typing import NDArray
+from pydantic import PositiveInt
+from pyro import poutine
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from pyrovae.batch import Batch, as_batch
+from pyrovae.errors import Error
+from pyrovae.models import Model
+from pyrovae.part import validated
+from pyrovae.place import in_mode, placed, seeded
+
+Array = NDArray[np.float64]
+BLOCK = 4096
+"""Rows times particles that go through a model at a time: few enough for the activations to stay in cache."""
+
+
+def log_weights(model: Model, data: Any, particles: int = 1) -> Tensor:
+    """The log-weights log p(x, z) - log q(z | x), shape `(particles, rows)`, in the model's precision, with gradient.
+
+    Args:
+        model: any model whose latents live in a plate at dimension -1.
+        data: rows, shape `(rows, *x)`.
+        particles: draws of z for each row, K.
+
+    Raises:
+        Error: a latent outside the plate of the rows.
+    """
+    batch = as_batch(data)
+    with model.scope(), pyro.validation_enabled(False):
+        plate = pyro.plate("particles", particles, dim=-2)
+        guide = poutine.trace(plate(model.guide)).get_trace(batch)
+        joint = poutine.trace(poutine.replay(plate(model.model), trace=guide)).get_trace(batch)
+    log_p, log_q = (_log_density(trace, particles, len(batch)) for trace in (joint, guide))
+    return log_p - log_q
+
+
+def _log_density(trace: poutine.Trace, particles: int, rows: int) -> Tensor:
+    total = torch.zeros(())
+    for name, site in trace.nodes.items():
+        if site["type"] != "sample" or site_is_subsample(site):
+            continue
+        if all((frame.dim, frame.size) != (-1, rows) for frame in site["cond_indep_stack"]):
+            raise Error(f"the site '{name}' is not in a plate of the {rows} rows at dimension -1: only local latents have a log-weight per row")
+        entry = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+        total = total + pyro.distributions.util.scale_and_mask(entry, mask=site["mask"])
+    return total.expand(particles, rows)
+
+
+@dataclass(frozen=True, eq=False)
+class LogLikelihood:
+    """log p(x) of each row, in nats, on the scale of the raw data. Every array has the shape `(rows,)`.
+
+    Args:
+        value: the estimate of log p(x).
+        mcse: its Monte-Carlo standard error, 0 where it is exact.
+        ess: the effective sample size.
+        khat: the Pareto k-hat; -infinity where all weights are equal.
+        elbo: the mean log-weight, an estimate of the ELBO.
+        particles: the draws for each row, K.
+        exact: whether this is log p(x) itself, or in expectation a lower bound.
+        entries: the entries of one row, D.
+    """
+
+    value: Array
+    mcse: Array
+    ess: Array
+    khat: Array
+    elbo: Array
+    particles: int
+    exact: bool
+    entries: int
+
+    @property
+    def mean(self) -> float:
+        """The mean over rows."""
+        return float(self.value.mean())
+
+    @property
+    def se(self) -> float:
+        """The standard error of the mean over rows, as if drawn from a population; NaN for a single row."""
+        return float(self.value.std(ddof=1) / math.sqrt(len(self.value))) if len(self.value) > 1 else math.nan
+
+    @property
+    def mean_mcse(self) -> float:
+        """The Monte-Carlo standard error of the mean, for these rows."""
+        return float(np.sqrt(np.square(self.mcse).sum()) / len(self.mcse))
+
+    @property
+    def bits_per_dim(self) -> float:
+        """The negative mean in bits for each entry of a row."""
+        return -self.mean / (self.entries * math.log(2))
+
+    @property
+    def threshold(self) -> float:
+        """The k-hat above which the estimate for a row is unreliable with this many particles."""
+        return min(1 - 1 / math.log10(self.particles), 0.7) if self.particles > 10 else 0.0
+
+    @property
+    def heavy(self) -> float:
+        """The share of rows with k-hat above 0.7; NaN where there were too few draws to fit a tail."""
+        known = self.khat[~np.isnan(self.khat)]
+        return float((known > 0.7).mean()) if len(known) else math.nan
+
+    @property
+    def kind(self) -> str:
+        """`exact` or `lower bound`."""
+        return "exact" if self.exact else "lower bound"
+
+    def summary(self) -> dict[str, Any]:
+        """The figures of the whole set, as they are written to results.json."""
+        return {
+            "mean": self.mean,
+            "se": self.se,
+            "mcse": self.mean_mcse,
+            "kind": self.kind,
+            "bits_per_dim": self.bits_per_dim,
+            "elbo": float(self.elbo.mean()),
+            "khat_above_0.7": self.heavy,
+            "particles": self.particles,
+            "rows": len(self.value),
+        }
+
+    def __str__(self) -> str:
+        figure = f"log p(x) = {self.mean:.2f} ± {self.se:.2f} nats"
+        if self.exact:
+            return f"{figure} (exact, {len(self.value)} rows)"
+        return (
+            f"{figure} (lower bound, {len(self.value)} rows, {self.particles} particles, Monte-Carlo error "
+            f"{self.mean_mcse:.3f}, k-hat > 0.7 in {self.heavy:.1%} of rows)"
+        )
+
+
+@validated
+def log_likelihood(
+    model: Model,
+    data: Any,
+    *,
+    particles: PositiveInt = 1000,
+    seed: int = 0,
+    device: str | None = None,
+    dtype: Literal["float32", "float64"] | None = None,
+) -> LogLikelihood:
+    """log p(x) of each row, with its uncertainty.
+
+    Args:
+        model: a fitted model; it is as it was, to the bit, afterwards.
+        data: rows, shape `(rows, *x)`, raw.
+        particles: draws of z for each row, K; an exact model needs none.
+        seed: of the draws.
+        device: where to compute, such as `cuda`; the model's own unless given.
+        dtype: `float32` or `float64`; the model's own unless given. Sums over particles are in float64 in any case.
+
+    Raises:
+        Error: rows of the wrong shape, not finite or outside the support; a latent that is not local.
+    """
+    with torch.no_grad(), seeded(seed), in_mode(model, False), placed(model, device, dtype) as place:
+        batch = as_batch(data).to(*place)
+        model.check(batch)
+        if model.exact:
+            return _exact(model.log_prob(batch), math.prod(model.event))
+        blocks = list(_blocks(model, batch, particles))
+    columns = (np.concatenate(column) for column in zip(*blocks, strict=True))
+    return LogLikelihood(*columns, particles=particles, exact=False, entries=math.prod(model.event))
+
+
+def _exact(log_prob: Tensor, entries: int) -> LogLikelihood:
+    value = log_prob.double().cpu().numpy()
+    none = np.zeros_like(value)
+    return LogLikelihood(value, none, none + 1, none - np.inf, value, particles=1, exact=True, entries=entries)
+
+
+def _blocks(model: Model, batch: Batch, particles: int) -> Iterator[tuple[Array, ...]]:
+    """value, mcse, ess, khat and elbo for a few rows at a time, so that memory grows with neither rows nor particles."""
+    at_once = min(particles, 256)
+    for first in range(0, len(batch), max(1, BLOCK // at_once)):
+        rows = batch[first : first + max(1, BLOCK // at_once)]
+        draws = [at_once] * (particles // at_once) + [particles % at_once] * (particles % at_once > 0)
+        log_w = torch.cat([log_weights(model, rows, k).double().cpu() for k in draws])
+        if len(bad := torch.nonzero(log_w.isnan().any(0) | (log_w == torch.inf).any(0))):
+            raise Error(f"the log-weight of row {first + int(bad[0])} is not finite")
+        yield reduce(log_w.numpy())
+
+
+def reduce(log_w: Array) -> tuple[Array, Array, Array, Array, Array]:
+    """value, mcse, ess, khat and elbo, each `(rows,)`, of log-weights `(particles, rows)`."""
+    particles = len(log_w)
+    top = np.maximum(log_w.max(0), np.finfo(np.float64).min)
+    w = np.exp(log_w - top)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value = top + np.log(w.mean(0))
+        ess = np.square(w.sum(0)) / np.square(w).sum(0)
+        mcse = np.sqrt(np.maximum(particles / ess - 1, 0) / (particles - 1))
+    return value, mcse, ess, np.array([_khat(column) for column in log_w.T]), log_w.mean(0)
+
+
+def _khat(log_w: Array) -> float:
+    """The Pareto k-hat; NaN where there are too few draws for a tail, -infinity where the tail is one value."""
+    from arviz_stats.base import array_stats
+
+    tail = int(np.ceil(min(0.2 * len(log_w), 3 * math.sqrt(len(log_w)))))
+    if tail < 5 or not np.isfinite(log_w).all():
+        return math.nan
+    largest = np.partition(log_w, -tail)[-tail:]
+    if np.ptp(largest) < 1e-9:
+        return -math.inf
+    return float(array_stats.psislw(-log_w)[1])
+
+
+def bound(model: Model, data: Any, seed: int = 0) -> float:
+    """The mean ELBO over rows, one draw each, the draws fixed by the seed; log p(x) where it is known."""
+    with torch.no_grad(), seeded(seed), in_mode(model, False):
+        batch = as_batch(data)
+        if model.exact:
+            return model.log_prob(batch).double().mean().item()
+        return sum(log_weights(model, rows).double().sum().item() for rows in _slices(batch)) / len(batch)
+
+
+def _slices(batch: Batch) -> Iterator[Batch]:
+    return (batch[first : first + BLOCK] for first in range(0, len(batch), BLOCK))

@@ -1,0 +1,79 @@
+"""The role of p(x | h) and q(z | h): from a network's output to a distribution.
+
+A family says which shape it needs from a network (`params`), and turns an `h` of that shape into a distribution over its
+event. The same class serves as likelihood, as guide where its samples are reparameterised, z = mu + sigma * eps, and as
+the component of a mixture, whose "network" is a table with one row of `h` per component.
+
+For mixtures fitted by EM a family states its sufficient statistics T(x) and the *closed-form M-step*: the h at which the
+expected statistics equal given ones, which is where sum_i r_i log p(x_i | h) is largest.
+"""
+
+from abc import abstractmethod
+from typing import ClassVar
+
+import pyro.distributions as dist
+from torch import Size, Tensor
+from torch.distributions import constraints
+from torch.distributions.constraints import Constraint
+
+from pyrovae.errors import Error
+from pyrovae.part import Part
+
+_WORDS = {
+    constraints.boolean: "0 or 1",
+    constraints.nonnegative_integer: "whole numbers from 0",
+    constraints.real: "finite real numbers",
+}
+
+
+class Family(Part):
+    """The role of p(x | h) and q(z | h). A member is a final class with `forward`; `FixedNormal` is the shortest.
+
+    A member sets `support`, the values that an entry of the event can take, and `planes`, how many parameters an entry has.
+    """
+
+    support: ClassVar[Constraint] = constraints.real
+    planes: ClassVar[int] = 1
+
+    def setup(self, event: tuple[int, ...]) -> None:
+        """Take the event shape, from which `params`, the shape that a network has to deliver, follows."""
+        self.event = Size(event)
+        self.params = self.event if self.planes == 1 else Size((self.planes, *event))
+
+    @abstractmethod
+    def forward(self, h: Tensor) -> dist.Distribution:
+        """The distribution over the event.
+
+        Args:
+            h: a network's output, shape `(..., *params)`.
+        """
+
+    @property
+    def seen(self) -> Size:
+        """The shape of what an encoder sees of one event."""
+        return self.event
+
+    def encode(self, x: Tensor) -> Tensor:
+        """What an encoder sees of x, shape `(..., *seen)`."""
+        return x
+
+    def start(self, x: Tensor) -> None:
+        """Begin at the data, before the first step: all rows, shape `(rows, *event)`."""
+
+    @property
+    def measure(self) -> str:
+        """The base measure of the density: `counting` for probabilities, `lebesgue` for densities."""
+        return "counting" if self.support.is_discrete else "lebesgue"
+
+    @property
+    def takes(self) -> str:
+        """The support in words."""
+        return _WORDS.get(self.support, str(self.support))
+
+    def statistics(self, x: Tensor) -> Tensor:
+        """The sufficient statistics T(x), shape `(rows, statistics)`, of rows `(rows, *event)`."""
+        raise Error(f"{self.kind} has no closed-form M-step: fit the mixture with method = 'svi'")
+
+    def maximize(self, statistics: Tensor) -> Tensor:
+        """The h, `(components, *params)`, whose expected statistics are the given ones, `(components, statistics)`."""
+        raise Error(f"{self.kind} has no closed-form M-step: fit the mixture with method = 'svi'")

@@ -1,0 +1,223 @@
+"""Fitting: one function over two generators of epochs.
+
+`fit` places data and model, starts the model at the data, runs `svi` or `em`, watches the validation rows and returns the
+history. Nothing outlives it: Pyro's parameter store and torch's random numbers are afterwards as they were before.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from pyrovae.batch import Batch, as_batch, as_rows
+from pyrovae.errors import Error
+from pyrovae.evaluate.likelihood import bound
+from pyrovae.inference import Epoch, Snapshot, em, svi
+from pyrovae.models import Model
+from pyrovae.objectives import ELBO, Objective
+from pyrovae.part import validated
+from pyrovae.place import Place, destination, seeded
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+@dataclass(frozen=True)
+class History:
+    """What happened in a fit.
+
+    Args:
+        epochs: in order; of several restarts, those of the best.
+        best: the index of the epoch whose weights the model has.
+        stopped: why the fit ended: `finished`, `converged`, `early stopping` or `failed`.
+        seconds: of the whole fit, restarts included.
+    """
+
+    epochs: tuple[Epoch, ...]
+    best: int
+    stopped: str
+    seconds: float
+
+    def __str__(self) -> str:
+        if not self.epochs:
+            return "failed in the first epoch"
+        last = self.epochs[self.best]
+        validation = f", on validation rows {last.validation:.2f}" if last.validation == last.validation else ""
+        return (
+            f"{self.stopped} after {len(self.epochs)} epochs in {self.seconds:.1f} s; weights of epoch {self.best}: "
+            f"bound {-last.loss:.2f} nats on training rows{validation}"
+        )
+
+    def plot(self) -> "Axes":
+        """The bound on training and validation rows against the epoch."""
+        from pyrovae.plots import history
+
+        return history(self)
+
+
+class FitError(Error):
+    """A fit that failed; the model has the last good weights.
+
+    Args:
+        history: up to the failure.
+    """
+
+    def __init__(self, message: str, history: History) -> None:
+        super().__init__(message)
+        self.history = history
+
+
+@validated
+def fit(
+    model: Model,
+    train: Any,
+    validation: Any = None,
+    *,
+    method: Literal["svi", "em"] | None = None,
+    epochs: PositiveInt = 100,
+    batch_size: PositiveInt = 128,
+    learning_rate: PositiveFloat = 1e-3,
+    patience: PositiveInt | None = None,
+    objective: Objective = ELBO(),
+    tolerance: NonNegativeFloat = 1e-6,
+    restarts: PositiveInt = 1,
+    start: bool = True,
+    seed: NonNegativeInt = 0,
+    device: str | None = None,
+    dtype: Literal["float32", "float64"] | None = None,
+    progress: bool = True,
+) -> History:
+    """Fit a model to rows, in place.
+
+    Args:
+        model: any model; it stays on the device and in the precision of the fit.
+        train: rows, shape `(rows, *x)`: a tensor, an array, a data frame, a `Batch`, or noisy rows of `load`.
+        validation: rows to judge by. With them SVI ends at the weights of the epoch with the highest validation bound.
+        method: `svi` or `em`; what the model says unless given: EM for mixtures, SVI otherwise.
+        epochs: passes over the rows, for EM iterations, at most.
+        batch_size: rows in a mini-batch of SVI.
+        learning_rate: of SVI's optimiser, Adam.
+        patience: SVI stops after this many epochs without a higher validation bound.
+        objective: the bound that SVI maximises.
+        tolerance: EM stops when an iteration gains less, in nats per row.
+        restarts: EM starts this often and the highest likelihood stays.
+        start: whether the model begins at the data; `False` goes on from its present weights.
+        seed: of everything random in the fit; the model's weights at construction are yours to seed.
+        device: such as `cpu` or `cuda`; the model's own unless given.
+        dtype: `float32` or `float64`; unless given, the model's own for SVI and float64 for EM.
+        progress: show a progress bar, in a terminal only.
+
+    Raises:
+        Error: data that the model cannot have generated; fewer rows than a batch; settings out of range.
+        FitError: the loss became NaN or infinite.
+    """
+    began, method = time.perf_counter(), method or model.method
+    place = destination(model, device, dtype or ("float64" if method == "em" else None))
+    with seeded(seed), _bar(model.kind, progress) as bar:
+        rows, held_out = _placed(train, "train", place), _placed(validation, "validation", place)
+        model.to(*place)
+        everything = as_batch(rows)
+        _refuse(model, everything, held_out, batch_size if method == "svi" else 1, patience)
+        common = {"epochs": epochs, "advance": bar.advance}
+        passes: Callable[[], Iterator[Epoch]]
+        if method == "em":
+            passes = partial(em, model, everything, tolerance=tolerance, **common)
+        else:
+            passes = partial(
+                svi, model, rows, objective=objective, batch_size=batch_size, learning_rate=learning_rate, **common
+            )
+        runs = []
+        for _ in range(restarts if start and method == "em" else 1):
+            if start:
+                model.start(everything)
+            bar.begin(epochs * len(rows))
+            runs.append((_watch(model, passes(), held_out, method, patience, bar), Snapshot(model)))
+        history, weights = min(runs, key=lambda run: run[0].epochs[run[0].best].loss)
+        weights.restore()
+    return replace(history, seconds=time.perf_counter() - began)
+
+
+def _watch(
+    model: Model, passes: Iterator[Epoch], held_out: Batch | None, method: str, patience: int | None, bar: "Bar"
+) -> History:
+    """Run the epochs; SVI with validation rows ends at the weights of its best one."""
+    seen: list[Epoch] = []
+    best, weights, stopped = 0, None, "finished"
+    try:
+        for epoch in passes:
+            value = math.nan if held_out is None else bound(model, held_out)
+            seen.append(epoch._replace(validation=value))
+            bar.show(seen[-1])
+            if method == "em" or held_out is None:
+                best = epoch.index
+            elif weights is None or value > seen[best].validation:
+                best, weights = epoch.index, Snapshot(model)
+            elif patience and epoch.index - best >= patience:
+                stopped = "early stopping"
+                break
+    except Error as error:
+        raise FitError(str(error), History(tuple(seen), best, "failed", seen[-1].seconds if seen else 0.0)) from None
+    finally:
+        if weights:
+            weights.restore()
+    return History(tuple(seen), best, stopped, seen[-1].seconds)
+
+
+def _placed(data: Any, name: str, place: Place) -> Any:
+    try:
+        return None if data is None else as_rows(data).to(*place)
+    except Error as error:
+        raise error.under(name) from None
+
+
+def _refuse(model: Model, train: Batch, validation: Batch | None, batch_size: int, patience: int | None) -> None:
+    for name, batch in (("train", train), ("validation", validation)):
+        try:
+            if batch is not None:
+                model.check(batch)
+        except Error as error:
+            raise error.under(name) from None
+    if len(train) < batch_size:
+        raise Error(f"{len(train)} training rows are fewer than a batch of {batch_size}: lower batch_size", "train")
+    if patience and validation is None:
+        raise Error("early stopping judges by validation rows: pass validation, or leave patience out", "patience")
+
+
+class Bar:
+    """Progress with loss, speed and time left."""
+
+    def __init__(self, progress: Progress, title: str) -> None:
+        self.progress, self.task = progress, progress.add_task(title, loss="", speed="", total=None)
+        self.rows, self.began = 0, time.perf_counter()
+
+    def begin(self, total: int) -> None:
+        """A fit over `total` rows, all epochs counted."""
+        self.rows, self.began = 0, time.perf_counter()
+        self.progress.reset(self.task, total=total)
+
+    def advance(self, rows: int) -> None:
+        """So many rows more are done."""
+        self.rows += rows
+        self.progress.advance(self.task, rows)
+
+    def show(self, epoch: Epoch) -> None:
+        """An epoch ended."""
+        speed = self.rows / (time.perf_counter() - self.began)
+        self.progress.update(self.task, loss=f"loss {epoch.loss:.2f}", speed=f"{speed:,.0f} rows/s")
+
+
+@contextmanager
+def _bar(title: str, wanted: bool) -> Iterator[Bar]:
+    """A progress bar on the standard error stream, silent where that is no terminal."""
+    console = Console(stderr=True)
+    columns = (*(TextColumn(f"{{task.{field}}}") for field in ("description", "fields[loss]", "fields[speed]")),)
+    shown = wanted and console.is_terminal
+    with Progress(*columns, BarColumn(), TimeRemainingColumn(), console=console, transient=True, disable=not shown) as progress:
+        yield Bar(progress, title)

@@ -1,0 +1,207 @@
+r"""Inference: two generators of epochs, over rows held in memory.
+
+`svi` maximises a bound by stochastic gradient steps on mini-batches (Stochastic Variational Inference, Hoffman, Blei, Wang &
+Paisley, 2013), with Pyro's traces and estimators. The estimator sums over the rows of a batch; the step is taken on the loss
+per row, so that learning rates and clipping do not depend on the batch size.
+
+`em` alternates the E-step and the M-step over all rows, and never lowers the likelihood.
+"""
+
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import pyro
+import pyro.infer
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyrovae.batch import Batch, Rows, as_batch
+from pyrovae.errors import Error
+from pyrovae.models import Model
+from pyrovae.objectives import ELBO, Objective
+from pyrovae.optim import Optim
+from pyrovae.place import in_mode
+
+
+class Epoch(NamedTuple):
+    """One pass over the training rows.
+
+    Args:
+        index: counted from 0.
+        loss: the mean over rows of minus the bound, in nats, as met in training; for EM before its M-step.
+        validation: the mean bound on the validation rows, NaN without any.
+        seconds: since the fit began.
+    """
+
+    index: int
+    loss: float
+    validation: float = float("nan")
+    seconds: float = 0.0
+
+
+class SVI(pyro.infer.SVI):  # type: ignore[misc]
+    """Pyro's SVI with a `step` per row: parameters in the order of their names, the loss a tensor that nothing waits for."""
+
+    def __init__(self, model: Callable[..., Any], guide: Callable[..., Any], optim: Optim, loss: pyro.infer.ELBO) -> None:
+        super().__init__(model, guide, optim, loss)
+        self.elbo = loss
+
+    def step(self, batch: Batch) -> Tensor:
+        """Take one gradient step; returns the loss per row, detached."""
+        with poutine.trace(param_only=True) as capture:
+            loss = self.elbo.differentiable_loss(self.model, self.guide, batch) / len(batch)
+        loss.backward()
+        sites = sorted(capture.trace.nodes.items())
+        params = list(dict.fromkeys(site["value"].unconstrained() for _, site in sites))
+        self.optim(params)
+        pyro.infer.util.zero_grads(params)
+        return loss.detach()
+
+
+def svi(
+    model: Model,
+    rows: Rows,
+    *,
+    objective: Objective | None = None,
+    epochs: int = 100,
+    batch_size: int = 128,
+    learning_rate: float = 1e-3,
+    advance: Callable[[int], None] = lambda rows: None,
+) -> Iterator[Epoch]:
+    """Fit by stochastic gradient steps with Adam, on mini-batches in a new random order each epoch.
+
+    Args:
+        model: it has seen the data (`model.start`).
+        rows: on the model's device and in its precision.
+        objective: the bound, `ELBO()` unless given.
+        epochs: passes over the rows.
+        batch_size: rows in a mini-batch; the last one of an epoch can be smaller.
+        learning_rate: of Adam.
+        advance: told the number of rows after every step.
+
+    Raises:
+        Error: the loss or a parameter became NaN or infinite; the model then has the weights from the epoch's start.
+    """
+    optim = Optim(torch.optim.Adam, {"lr": learning_rate, "fused": True})
+    engine = SVI(model.model, model.guide, optim, (objective or ELBO()).build())
+    began = time.perf_counter()
+    for index in range(epochs):
+        good = Snapshot(model, optim)
+        with model.scope(), in_mode(model, True), _quiet():
+            total = _sweep(engine, rows, batch_size, advance)
+            if not _finite(total, *model.parameters()):
+                good.restore()
+                step, part = _culprit(model, engine, rows, batch_size)
+                good.restore()
+                raise Error(f"the fit failed in epoch {index}, step {step}: {part}. The weights are those from before the epoch")
+        yield Epoch(index, total.item() / len(rows), seconds=time.perf_counter() - began)
+
+
+def em(
+    model: Model, rows: Rows, *, epochs: int = 100, tolerance: float = 1e-6, advance: Callable[[int], None] = lambda rows: None
+) -> Iterator[Epoch]:
+    """Fit by expectation-maximisation until an iteration gains less than `tolerance` nats per row.
+
+    Args:
+        model: it has seen the data (`model.start`) and has `expect` and `maximize`.
+        rows: on the model's device and in its precision.
+        epochs: iterations at most.
+        tolerance: in nats per row; 0 takes all iterations.
+        advance: told the number of rows after every iteration.
+    """
+    batch, before, began = as_batch(rows), -float("inf"), time.perf_counter()
+    for index in range(epochs):
+        statistics = model.expect(batch)
+        log_prob = statistics.log_prob.item() / len(batch)
+        if not _finite(statistics.log_prob):
+            raise Error(f"the fit failed in iteration {index}: the likelihood of the training rows became {log_prob}")
+        model.maximize(statistics)
+        advance(len(batch))
+        yield Epoch(index, -log_prob, seconds=time.perf_counter() - began)
+        if log_prob - before < tolerance:
+            return
+        before = log_prob
+
+
+class Snapshot:
+    """The weights, the optimiser's state and the random numbers' state at one moment, to go back to."""
+
+    def __init__(self, model: Model, optim: Optim | None = None) -> None:
+        self.model, self.optim = model, optim
+        self.weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        self.optim_state = optim.get_state() if optim else {}
+        self.random = torch.get_rng_state()
+
+    def restore(self) -> None:
+        """Go back."""
+        self.model.load_state_dict(self.weights)
+        torch.set_rng_state(self.random)
+        if self.optim:
+            self.optim.set_state(self.optim_state)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Pyro's checks and its warnings of NaN: a failed epoch is examined as a whole."""
+    with pyro.validation_enabled(False), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Encountered NaN")
+        yield
+
+
+def _batches(rows: Rows, batch_size: int) -> Iterator[Batch]:
+    return (rows[index] for index in torch.randperm(len(rows)).split(batch_size))
+
+
+def _sweep(engine: SVI, rows: Rows, batch_size: int, advance: Callable[[int], None]) -> Tensor:
+    """One pass; returns the sum over rows of the loss, as a tensor that nothing waits for."""
+    losses = []
+    for batch in _batches(rows, batch_size):
+        losses.append(engine.step(batch) * len(batch))
+        advance(len(batch))
+    return torch.stack(losses).double().sum()
+
+
+def _finite(*tensors: Tensor) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)
+
+
+def _culprit(model: Model, engine: SVI, rows: Rows, batch_size: int) -> tuple[int, str]:
+    """Take the epoch's steps again, up to the first that fails: its index, and what failed in it."""
+    for step, batch in enumerate(_batches(rows, batch_size)):
+        before = Snapshot(model)
+        if not _finite(engine.step(batch), *model.parameters()):
+            before.restore()
+            return step, _blame(model, engine, batch)
+    raise RuntimeError("a failed epoch cannot be repeated: the model draws random numbers outside torch")
+
+
+def _blame(model: Model, engine: SVI, batch: Batch) -> str:
+    """The first part, in the order of computation, whose output is not finite, else the first such gradient."""
+    found: list[str] = []
+
+    def watch(name: str) -> Callable[[Any, Any, Any], None]:
+        def hook(module: Any, inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and not _finite(output):
+                found.append(f"'{name}' returned NaN or infinite values")
+
+        return hook
+
+    hooks = [module.register_forward_hook(watch(name)) for name, module in model.named_modules() if name]
+    guide = poutine.trace(model.guide).get_trace(batch)
+    joint = poutine.trace(poutine.replay(model.model, trace=guide)).get_trace(batch)
+    for hook in hooks:
+        hook.remove()
+    for word, trace in (("guide", guide), ("model", joint)):
+        for name, site in trace.nodes.items():
+            if site["type"] == "sample" and not _finite(site["fn"].log_prob(site["value"])):
+                found.append(f"the log density of '{name}' in the {word} became NaN or infinite")
+    if found:
+        return found[0]
+    engine.elbo.differentiable_loss(model.model, model.guide, batch).backward()
+    bad = [name for name, p in model.named_parameters() if p.grad is not None and not _finite(p.grad)]
+    model.zero_grad()
+    return f"the gradient of '{bad[0]}' became NaN or infinite" if bad else "the step itself overflowed: lower the learning rate"

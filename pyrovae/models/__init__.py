@@ -1,0 +1,9 @@
+"""Models: Pyro's `model(batch)` and `guide(batch)`, put together from parts."""
+
+from pyrovae.models.mixture import Mixture
+from pyrovae.models.model import Model, Tag
+from pyrovae.models.pair import Pair
+from pyrovae.models.transformed import Transformed
+from pyrovae.models.vae import VAE
+
+__all__ = ["VAE", "Mixture", "Model", "Pair", "Tag", "Transformed"]

@@ -1,0 +1,162 @@
+"""The role of a model: a joint density p(x, z) and a guide q(z | x), as two Pyro programs over one batch.
+
+`model(batch)` and `guide(batch)` are plain Pyro: they work with `pyro.infer.SVI`, with any handler and with `Predictive`.
+Latents live in a plate called "data" at dimension -1, particles at -2, so log densities have the shape
+`(particles, rows)`. Fitting and evaluation know nothing else of a model.
+"""
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+from torch.distributions.constraints import Constraint
+
+from pyrovae.batch import Batch
+from pyrovae.errors import Error
+from pyrovae.part import Part
+from pyrovae.place import destination, in_mode
+
+
+@dataclass(frozen=True)
+class Tag:
+    """What kind of number log p is; only numbers with equal tags can be compared.
+
+    Args:
+        measure: `counting` for a probability, `lebesgue` for a density.
+        given: what the number is conditioned on, empty for p(x).
+    """
+
+    measure: str
+    given: str = ""
+
+    def __str__(self) -> str:
+        word = {"counting": "a probability (counting measure)", "lebesgue": "a density (Lebesgue measure)"}[self.measure]
+        return f"{word} given {self.given}" if self.given else word
+
+
+class Statistics(NamedTuple):
+    """What an E-step finds: sums over rows, so those of two sets of rows add up to those of both.
+
+    Args:
+        n: the rows of each component, N_k, shape `(components,)`.
+        t: the statistics of each component, sum_i r_ik T(x_i), shape `(components, statistics)`.
+        log_prob: the log-likelihood, sum_i log p(x_i), a scalar.
+    """
+
+    n: Tensor
+    t: Tensor
+    log_prob: Tensor
+
+    def __add__(self, other: tuple[Tensor, ...]) -> "Statistics":  # type: ignore[override]
+        return Statistics(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+class Model(Part):
+    """The role of a joint density with a guide. A member has a field `x`, its event shape; `VAE` is the one to read.
+
+    `method` is how `fit` trains it unless told otherwise. A member with `exact = True` knows log p(x) and gives it as
+    `log_prob(batch)`, shape `(rows,)`.
+    """
+
+    method: ClassVar[Literal["svi", "em"]] = "svi"
+    exact: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        self.setup()
+
+    @abstractmethod
+    def setup(self) -> None:
+        """Assemble the parts; called once, when the fields are set."""
+
+    @abstractmethod
+    def model(self, batch: Batch) -> Tensor:
+        """The Pyro program of p(x, z); returns x, shape `(..., rows, *x)`."""
+
+    @abstractmethod
+    def guide(self, batch: Batch) -> Any:
+        """The Pyro program of q(z | x)."""
+
+    @property
+    @abstractmethod
+    def tag(self) -> Tag:
+        """What kind of number log p is."""
+
+    @property
+    @abstractmethod
+    def support(self) -> Constraint:
+        """The values that an entry of x can take."""
+
+    @property
+    @abstractmethod
+    def event(self) -> tuple[int, ...]:
+        """The event shape of x."""
+
+    def start(self, batch: Batch) -> None:
+        """Begin at the data, before the first step: all training rows. Nothing by default."""
+
+    def log_prob(self, batch: Batch) -> Tensor:
+        """log p(x) in closed form, shape `(rows,)`, of a model with `exact = True`."""
+        raise Error(f"log p(x) of the model '{self.kind}' is an integral: estimate it with log_likelihood")
+
+    def expect(self, batch: Batch) -> Statistics:
+        """The E-step over all rows of the batch, of a model that EM can fit."""
+        raise Error(f"EM cannot fit the model '{self.kind}': use method = 'svi'")
+
+    def maximize(self, statistics: Statistics) -> None:
+        """The M-step, of a model that EM can fit."""
+        raise Error(f"EM cannot fit the model '{self.kind}': use method = 'svi'")
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The same as `model`."""
+        return self.model(batch)
+
+    @contextmanager
+    def scope(self) -> Iterator[None]:
+        """Pyro's parameter store as this model sees it; outside, the store is what it was before."""
+        with pyro.get_param_store().scope():
+            yield
+
+    @torch.no_grad()
+    def sample(self, rows: int) -> Tensor:
+        """Draw `rows` new x, shape `(rows, *x)`: the model itself, with nothing observed."""
+        device, dtype = destination(self)
+        blank = Batch(torch.zeros(rows, *self.event, device=device, dtype=dtype))
+        with self.scope(), in_mode(self, False):
+            trace = poutine.trace(poutine.uncondition(self.model)).get_trace(blank)
+        return next(site["value"] for site in trace.nodes.values() if site.get("infer", {}).get("was_observed"))
+
+    def check(self, batch: Batch) -> None:
+        """Refuse rows that the model cannot have generated.
+
+        Raises:
+            Error: rows of the wrong shape, not finite, or outside the likelihood's support.
+        """
+        x, event = batch.x, tuple(self.event)
+        if tuple(x.shape[1:]) != event:
+            raise Error(f"rows of the data have the shape {tuple(x.shape[1:])}, the model's x has {event}")
+        flat = x.flatten(1)
+        if len(bad := torch.nonzero(~flat.isfinite().all(-1))):
+            raise Error(f"{len(bad)} of {len(x)} rows hold NaN or infinite values, the first is row {bad[0].item()}")
+        outside = ~self.support.check(flat)
+        if len(bad := torch.nonzero(outside)):
+            row, column = bad[0].tolist()
+            raise Error(
+                f"{outside.any(-1).sum()} of {len(x)} rows are outside the likelihood's support, such as row {row} with the "
+                f"value {flat[row, column]:g}: it takes {self.takes}. Transform the data or choose another likelihood"
+            )
+
+    @property
+    def takes(self) -> str:
+        """The support in words."""
+        return str(self.support)
+
+    @property
+    def size(self) -> int:
+        """The number of parameters that are trained."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad)

@@ -1,0 +1,135 @@
+"""A hand-written Pyro model and guide, as they are.
+
+Plain `pyro.param` statements live in Pyro's global store. Here each pair keeps a store of its own, and every call runs
+inside it: two pairs never meet, and nothing is lost when a call ends. After `start` the store's unconstrained tensors are
+also the pair's `torch.nn` parameters, so that it is saved, moved and counted like every other model.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+from pydantic import PlainValidator, WithJsonSchema
+from pyro import poutine
+from pyro.params.param_store import StateDict
+from torch import nn
+from torch.distributions.constraints import Constraint
+from typing_extensions import Annotated
+
+from pyrovae.batch import Batch
+from pyrovae.errors import Error
+from pyrovae.models.model import Model, Tag
+from pyrovae.part import Shape
+
+
+class Program:
+    """A function of plain tensors as a function of a batch: it is called with the entries that the batch has.
+
+    Args:
+        function: takes x, then context, labels and offset where they are given.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+
+    def __call__(self, batch: Batch) -> Any:
+        return self.function(*batch.given)
+
+    def address(self) -> str:
+        """`module:name`, under which a spec finds the function again."""
+        address = f"{self.function.__module__}:{self.function.__qualname__}"
+        if _find(address) is not self.function:
+            raise Error(f"'{address}' is not a function at the top of a module: a spec cannot name it")
+        return address
+
+    @classmethod
+    def parse(cls, value: Any) -> "Program":
+        """The program of a function, or of the address of one in a module that has been imported."""
+        if isinstance(value, str):
+            value = _find(value)
+        if not callable(value):
+            raise Error(f"should be a function or 'module:name', got {value!r}")
+        return value if isinstance(value, Program) else cls(value)
+
+
+def _find(address: str) -> Any:
+    module, _, name = address.partition(":")
+    if module not in sys.modules:
+        raise Error(f"the module of '{address}' has not been imported: name it in 'import'")
+    found = getattr(sys.modules[module], name, None)
+    if found is None:
+        raise Error(f"the module '{module}' has no '{name}'")
+    return found
+
+
+Function = Annotated[Callable[[Batch], Any], PlainValidator(Program.parse), WithJsonSchema({"type": "string"})]
+
+
+class Pair(Model):
+    """A plain Pyro model and guide, with local latents in a plate at dimension -1.
+
+    Args:
+        model: p(x, z); takes the rows x, `(rows, *x)`, and observes them.
+        guide: q(z | x); takes the same arguments.
+        x: the event shape of the data; without it, that of the first rows seen.
+    """
+
+    model: Function
+    guide: Function
+    x: Shape | None = None
+
+    def setup(self) -> None:
+        self.state: StateDict = {"params": {}, "constraints": {}}
+        self.observed: dist.Distribution | None = None
+        for name, program in (("p", self.model), ("q", self.guide)):
+            owner = getattr(program.function, "__self__", program.function)  # type: ignore[attr-defined]
+            if isinstance(owner, nn.Module):
+                setattr(self, name, owner)
+
+    def start(self, batch: Batch) -> None:
+        """Run both programs once, so that every parameter and the observed distribution are known."""
+        if self.observed is not None:
+            return
+        self.x = self.x or tuple(batch.x.shape[1:])
+        with self.scope(), pyro.validation_enabled(False):
+            guide = poutine.trace(self.guide).get_trace(batch)
+            model = poutine.trace(poutine.replay(self.model, trace=guide)).get_trace(batch)
+        sites = [site["fn"] for name, site in model.nodes.items() if name in model.observation_nodes]
+        if not sites:
+            raise Error("the model observes nothing: give its data to a sample statement as obs")
+        self.observed = sites[-1]
+        mine = set(self.parameters())
+        for name, tensor in self.state["params"].items():
+            parameter = tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor.detach())
+            self.state["params"][name] = parameter
+            if parameter not in mine:
+                self.register_parameter(name.replace(".", "/"), parameter)
+
+    def check(self, batch: Batch) -> None:
+        self.start(batch)
+        super().check(batch)
+
+    @contextmanager
+    def scope(self) -> Iterator[None]:
+        with pyro.get_param_store().scope(self.state):
+            yield
+
+    @property
+    def event(self) -> tuple[int, ...]:
+        if self.x is None:
+            raise Error("the pair has seen no data yet: give it x, the shape of a row, or fit it")
+        return self.x
+
+    @property
+    def tag(self) -> Tag:
+        return Tag("counting" if self.support.is_discrete else "lebesgue")
+
+    @property
+    def support(self) -> Constraint:
+        if self.observed is None:
+            raise Error("the pair has seen no data yet: fit it, or call start with some rows")
+        support = self.observed.support
+        return getattr(support, "base_constraint", support)

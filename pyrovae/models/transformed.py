@@ -1,0 +1,102 @@
+r"""A model of y = T(x), as a model of x.
+
+A density is always on the scale of the raw data, so a model of standardised columns carries the log-Jacobian,
+
+    log p(x) = log p_y(T(x)) + log |det dT/dx| .
+
+A handler does it: at the observed site it puts the family's distribution through T's inverse and observes x itself. What
+the model samples is x as well.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import pyro.distributions as dist
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+from torch.distributions import constraints
+from torch.distributions.constraints import Constraint
+
+from pyrovae.batch import Batch
+from pyrovae.errors import Error
+from pyrovae.models.model import Model, Statistics, Tag
+from pyrovae.transforms import Transform
+
+
+class Transformed(Model):
+    """A model behind an invertible transform, fitted to the training rows; all numbers are on the raw scale.
+
+    Args:
+        base: the model of the transformed rows, a density over the real numbers.
+        transform: T.
+    """
+
+    base: Model
+    transform: Transform
+
+    def setup(self) -> None:
+        if self.base.tag.measure != "lebesgue":
+            raise Error(f"a transform of {self.base.takes} would leave the support: give it to a density", "base")
+        if not self.transform.invertible:
+            raise Error(f"{self.transform.kind} cannot be inverted: apply it to the data", "transform")
+        self.transform.setup(self.base.event)
+        self.method, self.exact = self.base.method, self.base.exact  # type: ignore[misc]
+
+    def inside(self, batch: Batch) -> Batch:
+        """The batch with T(x) for x."""
+        return replace(batch, x=self.transform(batch.x))
+
+    def model(self, batch: Batch) -> Tensor:
+        inside = self.inside(batch)
+        with _Raw(self.transform, batch.x, inside.x):
+            return self.base.model(inside)
+
+    def guide(self, batch: Batch) -> Any:
+        return self.base.guide(self.inside(batch))
+
+    def start(self, batch: Batch) -> None:
+        self.transform.start(batch.x)
+        self.base.start(self.inside(batch))
+
+    def log_prob(self, batch: Batch) -> Tensor:
+        return self.base.log_prob(self.inside(batch)) + self._log_jacobian(batch.x)
+
+    def expect(self, batch: Batch) -> Statistics:
+        n, t, log_prob = self.base.expect(self.inside(batch))
+        return Statistics(n, t, log_prob + self._log_jacobian(batch.x).sum())
+
+    def maximize(self, statistics: Statistics) -> None:
+        self.base.maximize(statistics)
+
+    def _log_jacobian(self, x: Tensor) -> Tensor:
+        entries = self.transform.bijection().log_abs_det_jacobian(x, self.transform(x))
+        return entries.flatten(1).sum(-1)
+
+    @property
+    def event(self) -> tuple[int, ...]:
+        return self.base.event
+
+    @property
+    def tag(self) -> Tag:
+        return self.base.tag
+
+    @property
+    def support(self) -> Constraint:
+        return constraints.real
+
+    @property
+    def takes(self) -> str:
+        return "finite real numbers"
+
+
+class _Raw(Messenger):  # type: ignore[misc]
+    """At the site that observes y = T(x): the distribution of x, and x."""
+
+    def __init__(self, transform: Transform, x: Tensor, y: Tensor) -> None:
+        super().__init__()
+        self.inverse, self.x, self.y = transform.bijection().inv, x, y
+
+    def _pyro_sample(self, message: dict[str, Any]) -> None:
+        if message["value"] is self.y:
+            message["fn"] = dist.TransformedDistribution(message["fn"], [self.inverse])
+            message["value"] = self.x

@@ -1,0 +1,92 @@
+"""The variational autoencoder: a prior, a likelihood and a guide, each declared once.
+
+    log p(x) = ELBO + KL(q(z|x) || p(z|x)),      ELBO = E_q[log p(x|z)] - KL(q(z|x) || p(z))
+
+Maximising the ELBO in the parameters of both programs raises log p(x) and draws q towards the posterior at once.
+Auto-Encoding Variational Bayes (Kingma & Welling, 2014).
+"""
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.distributions.constraints import Constraint
+
+from pyrovae.batch import Batch
+from pyrovae.errors import Error
+from pyrovae.families import Bernoulli, Family, Normal
+from pyrovae.models.model import Model, Tag
+from pyrovae.networks import MLP, Network
+from pyrovae.part import Shape
+from pyrovae.priors import Prior, StandardNormal
+
+
+class VAE(Model):
+    """A variational autoencoder.
+
+    Args:
+        x: the event shape of the data.
+        z: the event shape of the latent.
+        prior: p(z).
+        likelihood: p(x | z), its parameters from the decoder.
+        posterior: q(z | x), its parameters from the encoder; a family with reparameterised samples.
+        encoder: the network from x to q's parameters.
+        decoder: the network from z to the likelihood's parameters.
+    """
+
+    x: Shape
+    z: Shape
+    prior: Prior = StandardNormal()
+    likelihood: Family = Bernoulli()
+    posterior: Family = Normal()
+    encoder: Network = MLP()
+    decoder: Network = MLP()
+
+    def setup(self) -> None:
+        self.likelihood.setup(self.x)
+        self.posterior.setup(self.z)
+        seen = self.likelihood.seen
+        self.prior.setup(self.z, seen)
+        self.encoder.setup(seen, self.posterior.params)
+        self.decoder.setup(self.z, self.likelihood.params)
+        if not self.posterior(torch.zeros(self.posterior.params)).has_rsample:
+            raise Error(f"{self.posterior.kind} has no reparameterised samples: use normal", "posterior")
+
+    def q(self, seen: Tensor) -> dist.Distribution:
+        """q(z | x), from what the encoder sees of x."""
+        return self.posterior(self.encoder(seen))
+
+    def p(self, z: Tensor) -> dist.Distribution:
+        """p(x | z)."""
+        return self.likelihood(self.decoder(z))
+
+    def model(self, batch: Batch) -> Tensor:
+        pyro.module("vae", self)
+        with pyro.plate("data", len(batch), dim=-1):
+            z = pyro.sample("z", self.prior(self.q, batch.context))
+            return pyro.sample("x", self.p(z), obs=batch.x)
+
+    def guide(self, batch: Batch) -> None:
+        pyro.module("vae", self)
+        with pyro.plate("data", len(batch), dim=-1):
+            pyro.sample("z", self.q(self.likelihood.encode(batch.x)))
+
+    def start(self, batch: Batch) -> None:
+        self.likelihood.start(batch.x)
+        self.prior.start(self.likelihood.encode(batch.x))
+
+    @property
+    def event(self) -> tuple[int, ...]:
+        return self.x
+
+    @property
+    def tag(self) -> Tag:
+        return Tag(self.likelihood.measure)
+
+    @property
+    def support(self) -> Constraint:
+        return self.likelihood.support
+
+    @property
+    def takes(self) -> str:
+        return f"{self.likelihood.kind} takes {self.likelihood.takes}"

@@ -1,0 +1,57 @@
+r"""Objectives: what SVI maximises, as declared parts that build Pyro's estimators.
+
+    ELBO = E_q[log p(x, z) - log q(z | x)],   estimated by the mean over particles z_l = g(eps_l, x)
+
+Its gradient goes through z_l where q is reparameterised. Where KL(q || p) is known in closed form, using it in place of its
+estimate, `MeanFieldELBO`, is the same bound with another variance.
+"""
+
+from abc import abstractmethod
+
+import pyro.infer
+from pydantic import PositiveInt
+
+from pyrovae.part import Part
+
+
+class Objective(Part):
+    """The role of a bound on log p(x), summed over the rows of a batch. `ELBO` is the shortest member."""
+
+    def setup(self) -> None:
+        """Nothing to make: an objective has no tensors."""
+
+    @abstractmethod
+    def build(self) -> pyro.infer.ELBO:
+        """The estimator, a `pyro.infer.ELBO`."""
+
+
+class ELBO(Objective):
+    """The evidence lower bound, every term estimated from the particles: `pyro.infer.Trace_ELBO`.
+
+    Auto-Encoding Variational Bayes (Kingma & Welling, 2014).
+
+    Args:
+        particles: draws of z for each row.
+    """
+
+    particles: PositiveInt = 1
+
+    def build(self) -> pyro.infer.ELBO:
+        return pyro.infer.Trace_ELBO(
+            num_particles=self.particles, vectorize_particles=self.particles > 1, max_plate_nesting=1
+        )
+
+
+class MeanFieldELBO(Objective):
+    """The evidence lower bound with KL(q || p) in closed form where Pyro knows it: `pyro.infer.TraceMeanField_ELBO`.
+
+    Args:
+        particles: draws of z for each row.
+    """
+
+    particles: PositiveInt = 1
+
+    def build(self) -> pyro.infer.ELBO:
+        return pyro.infer.TraceMeanField_ELBO(
+            num_particles=self.particles, vectorize_particles=self.particles > 1, max_plate_nesting=1
+        )

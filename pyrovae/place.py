@@ -1,0 +1,66 @@
+"""Where and how a model runs for a while: seed, mode, device and precision, each put back as it was."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
+
+import torch
+from torch import nn
+
+from pyrovae.errors import Error
+
+Place = tuple[torch.device, torch.dtype]
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+def destination(model: nn.Module, device: str | None = None, dtype: str | None = None) -> Place:
+    """The device and the precision that are asked for, and otherwise the model's own.
+
+    Raises:
+        Error: a device that this machine does not have.
+    """
+    first = next(chain(model.parameters(), model.buffers()), torch.zeros(()))
+    if device is None:
+        return first.device, DTYPES[dtype] if dtype else first.dtype
+    try:
+        torch.zeros((), device=device)
+    except (RuntimeError, AssertionError) as failure:
+        reason = str(failure).splitlines()[0]
+        raise Error(f"the device '{device}' cannot be used here: {reason}", "device") from None
+    return torch.device(device), DTYPES[dtype] if dtype else first.dtype
+
+
+@contextmanager
+def placed(model: nn.Module, device: str | None = None, dtype: str | None = None) -> Iterator[Place]:
+    """The model on a device in a precision; afterwards its tensors are the ones that they were."""
+    place = destination(model, device, dtype)
+    data = [(parameter, parameter.data) for parameter in model.parameters()]
+    buffers = [(module, dict(module._buffers)) for module in model.modules()]
+    try:
+        model.to(*place)
+        yield place
+    finally:
+        for parameter, tensor in data:
+            parameter.data = tensor
+        for module, own in buffers:
+            module._buffers.update(own)
+
+
+@contextmanager
+def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """Every submodule in training or evaluation mode, and afterwards each in the mode that it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """torch's random numbers from this seed; afterwards its generators go on as if nothing had been drawn."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,110 @@
+r"""Preprocessing: steps that are drawn, and steps that are inverted.
+
+*Noise* makes what is modelled out of what was measured, and belongs to the data: `Binarize` turns grey values into zeros and
+ones, `Dequantize` spreads a whole number over the unit interval above it. For the latter, by Jensen's inequality,
+
+    E_u log p(x + u) <= log \int p(x + u) du = log P(x),
+
+so a density of dequantised values bounds the probability of the whole numbers from below, on average over u. (A note on the
+evaluation of generative models, Theis, van den Oord & Bethge, 2016.)
+
+An *invertible* step is a `torch.distributions` transform T and belongs to the model, see `Transformed`: the log-Jacobian
+brings the density back to the raw scale.
+"""
+
+from abc import abstractmethod
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.distributions.transforms import AffineTransform
+from torch.distributions.transforms import Transform as Bijection
+from typing_extensions import Annotated
+
+from pyrovae.errors import Error
+from pyrovae.part import Part
+
+
+class Transform(Part):
+    """The role of a preprocessing step. A member is a final class with `forward`; `Dequantize` is the shortest.
+
+    `invertible` members give `bijection`; all others are noise.
+    """
+
+    invertible: ClassVar[bool] = False
+
+    def setup(self, event: tuple[int, ...]) -> None:
+        """Make the tensors for rows of the shape `event`."""
+
+    def start(self, x: Tensor) -> None:
+        """Take from all training rows, `(rows, *event)`, what the step needs to know."""
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """The rows after the step, shape `(..., *event)`; noise is drawn anew at each call."""
+
+    def bijection(self) -> Bijection:
+        """The step as an invertible map with a log-Jacobian."""
+        raise Error(f"{self.kind} cannot be inverted")
+
+
+class Standardize(Transform):
+    """Columns with mean 0 and standard deviation 1 on the training rows; a constant column is only centred."""
+
+    invertible: ClassVar[bool] = True
+
+    def setup(self, event: tuple[int, ...]) -> None:
+        self.loc, self.scale = nn.Buffer(torch.zeros(event)), nn.Buffer(torch.ones(event))
+
+    def start(self, x: Tensor) -> None:
+        self.loc.copy_(x.mean(0))
+        self.scale.copy_(spread(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bijection()(x)  # type: ignore[no-any-return]
+
+    def bijection(self) -> Bijection:
+        return AffineTransform(-self.loc / self.scale, 1 / self.scale)
+
+
+class Binarize(Transform):
+    """Zeros and ones out of intensities, which are values from 0 to the largest one of the training rows.
+
+    Args:
+        stochastic: a one with probability intensity / largest, drawn anew at every use in training, and once, by the seed, for
+            validation and test rows (On the quantitative analysis of deep belief networks, Salakhutdinov & Murray, 2008).
+        threshold: without `stochastic`, a one where the intensity exceeds this fraction of the largest.
+    """
+
+    stochastic: bool = False
+    threshold: Annotated[float, Field(ge=0, lt=1)] = 0.5
+
+    def setup(self, event: tuple[int, ...]) -> None:
+        self.largest = nn.Buffer(torch.ones(()))
+
+    def start(self, x: Tensor) -> None:
+        if x.min() < 0:
+            raise Error(f"binarize takes intensities from 0, got {x.min():g}")
+        self.largest.copy_(x.max() if x.any() else torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        level = torch.rand_like(x) if self.stochastic else self.threshold
+        return (x > level * self.largest).to(x.dtype)
+
+
+class Dequantize(Transform):
+    """Whole numbers spread over the unit interval above them, x + u with u uniform, drawn as for `Binarize`."""
+
+    def start(self, x: Tensor) -> None:
+        if len(bad := torch.nonzero(x != x.round())):
+            raise Error(f"dequantize takes whole numbers, got {x[tuple(bad[0])]:g}")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.rand_like(x)
+
+
+def spread(x: Tensor) -> Tensor:
+    """The standard deviation of each column of `(rows, *event)`, 1 where a column is constant."""
+    sd = x.std(0, correction=0)
+    return torch.where(sd > 0, sd, 1.0)
