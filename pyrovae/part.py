@@ -136,7 +136,7 @@ class Part(nn.Module, ABC):
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: Any, handler: Any) -> dict[str, Any]:
-        return {"$ref": f"#/$defs/{cls.__name__}"}
+        return {"role": cls.__name__}
 
 
 def roles() -> dict[str, type[Part]]:
@@ -175,6 +175,19 @@ def validated(function: Callable[P, R]) -> Callable[P, R]:
         return function(*args, **kwargs, **check(fields, own))  # type: ignore[arg-type]
 
     return wrapper
+
+
+def json_schema(fields: type[BaseModel]) -> dict[str, Any]:
+    """The JSON schema of fields; a part is a reference to the definition of its role."""
+    return _referenced(fields.model_json_schema())  # type: ignore[no-any-return]
+
+
+def _referenced(schema: Any) -> Any:
+    if isinstance(schema, dict):
+        if "role" in schema:
+            return {"$ref": f"#/$defs/{schema['role']}"}
+        return {key: _referenced(value) for key, value in schema.items()}
+    return [_referenced(item) for item in schema] if isinstance(schema, list) else schema
 
 
 def unknown(what: str, name: object, known: Iterable[str]) -> str:
@@ -254,5 +267,5 @@ def _sentence(error: ErrorDetails, known: list[str]) -> Error:
         return Error(unknown("field", error["loc"][-1], known), ".".join(map(str, error["loc"][:-1])))
     if error["type"] == "missing":
         return Error("is required", path)
-    message = re.sub(r"^(Input|Value) ", "", error["msg"])
+    message = re.sub(r"^(Input|Value) ", "", error["msg"]).replace("tuple", "list")
     return Error(f"{message[0].lower()}{message[1:]}, got {error['input']!r}", path)

@@ -34,6 +34,11 @@ class Transform(Part):
 
     invertible: ClassVar[bool] = False
 
+    @property
+    def random(self) -> bool:
+        """Whether two calls with the same rows differ."""
+        return False
+
     def setup(self, event: tuple[int, ...]) -> None:
         """Make the tensors for rows of the shape `event`."""
 
@@ -80,6 +85,10 @@ class Binarize(Transform):
     stochastic: bool = False
     threshold: Annotated[float, Field(ge=0, lt=1)] = 0.5
 
+    @property
+    def random(self) -> bool:
+        return self.stochastic
+
     def setup(self, event: tuple[int, ...]) -> None:
         self.largest = nn.Buffer(torch.ones(()))
 
@@ -95,6 +104,10 @@ class Binarize(Transform):
 
 class Dequantize(Transform):
     """Whole numbers spread over the unit interval above them, x + u with u uniform, drawn as for `Binarize`."""
+
+    @property
+    def random(self) -> bool:
+        return True
 
     def start(self, x: Tensor) -> None:
         if len(bad := torch.nonzero(x != x.round())):

@@ -6,12 +6,13 @@ also the pair's `torch.nn` parameters, so that it is saved, moved and counted li
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
+import torch
 from pydantic import PlainValidator, WithJsonSchema
 from pyro import poutine
 from pyro.params.param_store import StateDict
@@ -23,6 +24,7 @@ from pyrovae.batch import Batch
 from pyrovae.errors import Error
 from pyrovae.models.model import Model, Tag
 from pyrovae.part import Shape
+from pyrovae.place import seeded
 
 
 class Program:
@@ -111,6 +113,15 @@ class Pair(Model):
     def check(self, batch: Batch) -> None:
         self.start(batch)
         super().check(batch)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Take saved weights; a pair that has seen no data first runs on a blank row to know its parameters."""
+        if self.observed is None:
+            dtype = next(iter(state_dict.values())).dtype
+            with seeded(0):
+                self.start(Batch(torch.zeros(1, *self.event, dtype=dtype)))
+            self.to(dtype)
+        return super().load_state_dict(state_dict, *args, **kwargs)
 
     @contextmanager
     def scope(self) -> Iterator[None]:

@@ -1,0 +1,108 @@
+"""The command line. Every command is a thin layer over a function of the package, imported when it is needed."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pyrovae.errors import Error
+
+app = typer.Typer(
+    help="Variational autoencoders as probabilistic models: fit, evaluate, compare.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+SpecFile = Annotated[Path, typer.Argument(metavar="SPEC", help="A spec file, TOML.", show_default=False)]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", show_default=False)]
+Changes = Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="Change an entry of the spec; can be repeated.")]
+Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The run folder; runs/NAME unless given.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace a run folder that exists.")]
+Imports = Annotated[list[str], typer.Option("--import", metavar="MODULE", help="Import a module with parts of your own.")]
+
+
+@app.command()
+def fit(spec: SpecFile, changes: Changes = [], out: Out = None, force: Force = False) -> None:
+    """Fit the model of a spec and save the run."""
+    from pyrovae.experiment import fit_spec
+    from pyrovae.specs import read_spec
+
+    run = fit_spec(read_spec(spec, changes), out or Path("runs") / spec.stem, force, typer.echo)
+    typer.echo(f"saved in {run.folder}")
+
+
+@app.command()
+def evaluate(run: RunFolder, changes: Changes = [], imports: Imports = []) -> None:
+    """Estimate log p(x) on the test rows of a run; the last line has the figure."""
+    from pyrovae.experiment import evaluate_run
+    from pyrovae.runs import open_run
+    from pyrovae.specs import changed, import_modules
+
+    import_modules(imports, Path())
+    found = changed(open_run(run), changes)
+    result = evaluate_run(found)
+    typer.echo(f"{result.bits_per_dim:.3f} bits for each of {result.entries} dimensions, ELBO {result.elbo.mean():.2f} nats")
+    typer.echo(str(result))
+
+
+@app.command()
+def compare(spec: SpecFile, changes: Changes = [], out: Out = None, force: Force = False) -> None:
+    """Fit the models of a spec, reusing finished runs, and compare them on the test rows."""
+    from rich.console import Console
+
+    from pyrovae.experiment import compare_spec
+    from pyrovae.specs import read_spec
+
+    folder = out or Path("runs") / spec.stem
+    comparison = compare_spec(read_spec(spec, changes), folder, force, typer.echo)
+    Console(width=None if sys.stdout.isatty() else 120).print(comparison.table())
+    typer.echo(f"saved in {folder}")
+
+
+@app.command()
+def sample(
+    run: RunFolder,
+    rows: Annotated[int, typer.Option(min=1, help="How many.")] = 64,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="npy, csv, or png for images; RUN/samples.npy unless given.")] = None,
+    force: Force = False,
+    imports: Imports = [],
+) -> None:
+    """Draw new rows from the model of a run."""
+    from pyrovae.runs import open_run, write_samples
+    from pyrovae.specs import import_modules
+
+    import_modules(imports, Path())
+    path = write_samples(open_run(run), rows, seed, out or run / "samples.npy", force)
+    typer.echo(f"{rows} rows in {path}")
+
+
+@app.command(name="list")
+def list_members(role: Annotated[str | None, typer.Argument(metavar="[ROLE]", help="One role only.")] = None) -> None:
+    """List the members of each role: summary, fields, defaults."""
+    from rich.console import Console
+
+    from pyrovae.catalogue import catalogue
+
+    Console(width=None if sys.stdout.isatty() else 120).print(catalogue(role))
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of spec files, for editors."""
+    import json
+
+    from pyrovae import specs
+
+    typer.echo(json.dumps(specs.schema(), indent=2))
+
+
+def main() -> None:
+    """The entry point: mistakes of the user end in one sentence and exit code 2."""
+    try:
+        app()
+    except Error as error:
+        typer.echo(f"pyrovae: {error}", err=True)
+        sys.exit(2)

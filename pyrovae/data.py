@@ -1,0 +1,197 @@
+"""Data: named sets, files, arrays and frames, as rows to train on, to judge by and to test with.
+
+The split is a function of the seed; a set with an official test part keeps it. Noise of the preprocessing is drawn anew at
+every use of a training row, and once, by the seed, for validation and test rows: all models are tested on the same x.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field, NonNegativeInt
+from torch import Tensor
+from typing_extensions import Annotated
+
+from pyrovae.batch import Batch, Rows
+from pyrovae.errors import Error
+from pyrovae.models import Model, Transformed
+from pyrovae.part import validated
+from pyrovae.place import seeded
+from pyrovae.sources import Table, named, read, table
+from pyrovae.transforms import Dequantize, Transform
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Noisy:
+    """Rows that are preprocessed anew, with new noise, whenever they are taken.
+
+    Args:
+        batch: the raw rows.
+        steps: the preprocessing, in order.
+    """
+
+    def __init__(self, batch: Batch, steps: Sequence[Transform]) -> None:
+        self.batch, self.steps = batch, steps
+
+    def __len__(self) -> int:
+        return len(self.batch)
+
+    def __getitem__(self, rows: Any) -> Batch:
+        return prepared(self.batch[rows], self.steps)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> "Noisy":
+        """The same rows on a device."""
+        return Noisy(self.batch.to(device, dtype), [deepcopy(step).to(device, dtype) for step in self.steps])
+
+
+def prepared(batch: Batch, steps: Sequence[Transform]) -> Batch:
+    """The batch after the steps, noise drawn now."""
+    x = batch.x
+    for step in steps:
+        x = step(x)
+    return Batch(x, batch.context, batch.labels, batch.offset)
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """Rows for training, validation and test.
+
+    Args:
+        name: of the set.
+        train: rows to fit; noisy where the preprocessing is.
+        validation: rows for early stopping and choices; `None` where the fraction is 0.
+        test: rows that nothing is fitted or chosen on.
+        columns: their names, for tables.
+        quantised: whether the values are whole levels, for which a density would be without bound.
+        transforms: the invertible steps, which go into the model.
+        fingerprint: of the values and the split.
+    """
+
+    name: str
+    train: Rows
+    validation: Batch | None
+    test: Batch
+    columns: tuple[str, ...]
+    quantised: bool
+    transforms: tuple[Transform, ...]
+    fingerprint: str
+
+    @property
+    def event(self) -> tuple[int, ...]:
+        """The shape of one row."""
+        return tuple(self.test.x.shape[1:])
+
+    def wrap(self, model: Model) -> Model:
+        """The model of the raw rows: behind each invertible transform, with its Jacobian.
+
+        Raises:
+            Error: a density for whole levels, or a transform before a model of probabilities.
+        """
+        if self.quantised and model.tag.measure == "lebesgue":
+            raise Error(
+                f"the values of '{self.name}' are whole levels, for which a density has no upper bound: "
+                "add the transform 'dequantize', or choose a likelihood of probabilities"
+            )
+        for transform in reversed(self.transforms):
+            model = Transformed(base=model, transform=deepcopy(transform))
+        return model
+
+
+@validated
+def load(
+    data: Any = None,
+    *,
+    name: str | None = None,
+    path: str | None = None,
+    columns: tuple[str, ...] | None = None,
+    transforms: tuple[Transform, ...] = (),
+    validation: Fraction = 0.15,
+    test: Annotated[float, Field(gt=0, lt=1)] = 0.2,
+    flatten: bool = False,
+    seed: NonNegativeInt = 0,
+) -> Data:
+    """Load rows, preprocess and split them.
+
+    Args:
+        data: an array, a tensor or a data frame, shape `(rows, *x)`; instead of `name` or `path`.
+        name: `digits` (unless something else is given), `wine`, `breast-cancer`, `iris` or `mnist`.
+        path: a file (npy, npz, csv, parquet, idx, gzipped or not); for `mnist` the folder of its idx files.
+        columns: those of a table to use; all unless given.
+        transforms: preprocessing steps; noise before invertible ones.
+        validation: the fraction of the training rows that is set aside for validation.
+        test: the fraction of all rows that is set aside for test, where the set has no official test rows.
+        flatten: make each row a vector.
+        seed: of the split, and of the noise in validation and test rows.
+
+    Raises:
+        Error: an unknown name, a missing or unreadable file, columns that are not numbers, no rows.
+    """
+    source = _source(data, name, path)
+    x = torch.as_tensor(source.choose(columns).x)
+    x = x.flatten(1) if flatten else x
+    if not len(x):
+        raise Error(f"'{source.name}' has no row", "data")
+    train, held_out, tested = _split(len(x), source.official, validation, test, seed)
+    noise = [deepcopy(step) for step in transforms if not step.invertible]
+    if any(step.invertible for step in transforms[: len(noise)]):
+        raise Error("noise comes before invertible transforms: put binarize and dequantize first", "data.transforms")
+    place = (torch.device("cpu"), torch.float64 if x.dtype == torch.float64 else torch.float32)
+    rows = Batch(x[train]).to(*place)
+    _finite(rows.x, source.name)
+    for index, step in enumerate(noise):
+        step.setup(tuple(rows.x.shape[1:]))
+        step.to(*place)
+        step.start(prepared(rows, noise[:index]).x)
+    with seeded(seed):
+        judged = [prepared(Batch(x[index]).to(*place), noise) for index in (held_out, tested)]
+    return Data(
+        name=source.name,
+        train=Noisy(rows, noise) if any(step.random for step in noise) else prepared(rows, noise),
+        validation=judged[0] if len(held_out) else None,
+        test=judged[1],
+        columns=columns or source.columns,
+        quantised=source.quantised and not any(isinstance(step, Dequantize) for step in noise),
+        transforms=tuple(step for step in transforms if step.invertible),
+        fingerprint=_fingerprint(rows.x, *(batch.x for batch in judged)),
+    )
+
+
+def _source(data: Any, name: str | None, path: str | None) -> Table:
+    if data is not None:
+        if name or path:
+            raise Error("give rows, or a name or path, not both", "data")
+        return table(data)
+    if path and not name:
+        return read(Path(path))
+    return named(name or "digits", path)
+
+
+def _split(rows: int, official: int, validation: float, test: float, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Indices for training, validation and test; the last `official` rows are a test set already."""
+    order = torch.randperm(rows - official, generator=torch.Generator().manual_seed(seed))
+    tested = torch.arange(rows - official, rows)
+    if not official:
+        count = round(test * rows)
+        tested, order = order[:count], order[count:]
+    count = round(validation * len(order))
+    held_out, train = order[:count], order[count:]
+    if not len(tested) or not len(train) or (validation and not len(held_out)):
+        raise Error(f"{rows} rows are too few to split into training, validation ({validation}) and test ({test})", "data")
+    return train, held_out, tested
+
+
+def _finite(x: Tensor, name: str) -> None:
+    if len(bad := torch.nonzero(~x.flatten(1).isfinite().all(-1))):
+        raise Error(f"{len(bad)} of {len(x)} training rows of '{name}' hold NaN or infinite values", "data")
+
+
+def _fingerprint(*tensors: Tensor) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for tensor in tensors:
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,210 @@
+"""Experiments: from a spec to fitted, evaluated, compared and saved models.
+
+Everything that can be refused is refused before the first step: data are loaded, every model and every candidate of a choice
+is built and shown the data, and folders are looked at. Only then is anything fitted.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from pyrovae.batch import Batch, as_batch
+from pyrovae.data import Data, load
+from pyrovae.errors import Error
+from pyrovae.evaluate import Comparison, LogLikelihood, log_likelihood, select
+from pyrovae.evaluate.comparison import comparable, ranked
+from pyrovae.fitting import FitError, History, fit
+from pyrovae.models import Model
+from pyrovae.part import check, keywords
+from pyrovae.place import seeded
+from pyrovae.runs import Run, json_text, open_run, save, vacant, write
+from pyrovae.specs import Spec, build, candidates, evaluation
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A model of a spec, ready to be fitted.
+
+    Args:
+        name: in the spec.
+        table: all that the fit depends on.
+        models: the candidates, each after what was decided; one where there is no choice.
+        data: to fit and to judge.
+    """
+
+    name: str
+    table: dict[str, Any]
+    models: dict[str, Model]
+    data: Data
+
+    def fit(self, folder: Path, force: bool = False) -> Run:
+        """Fit all candidates, choose on the validation rows, save.
+
+        Raises:
+            FitError: a fit failed; the last good weights are saved, with `failed` in results.json.
+        """
+        histories: dict[str, History] = {}
+        for label, model in self.models.items():
+            try:
+                histories[label] = fit(model, self.data.train, self.data.validation, **self.table["train"])
+            except FitError as error:
+                if error.history.epochs:
+                    self._save(folder, model, error.history, {"failed": str(error)}, force)
+                    raise FitError(f"{error} and saved in '{folder}'", error.history) from None
+                raise
+        best, tried = next(iter(self.models)), {}
+        if len(self.models) > 1:
+            index, means = select(list(self.models.values()), self.data.validation)
+            best, tried = list(self.models)[index], dict(zip(self.models, means, strict=True))
+        seconds = sum(history.seconds for history in histories.values())
+        results = {"seconds": seconds, "chosen": best, "tried": tried}
+        return self._save(folder, self.models[best], histories[best], results, force)
+
+    def _save(self, folder: Path, model: Model, history: History, results: dict[str, Any], force: bool) -> Run:
+        spec = {key: value for key, value in self.table.items() if key != "model"}
+        whole = {
+            "seed": self.table["train"].get("seed", 0),
+            "request": self.request(),
+            "fingerprint": self.data.fingerprint,
+            "parameters": model.size,
+            "epochs": len(history.epochs),
+            "best": history.best,
+            "stopped": history.stopped,
+        }
+        return save(folder, spec, model, history, whole | results, force)
+
+    def request(self) -> dict[str, Any]:
+        """What the fit depends on; the evaluation does not belong to it."""
+        return {key: value for key, value in self.table.items() if key != "evaluate"}
+
+
+def plan(spec: Spec, data: Data) -> dict[str, Plan]:
+    """Every model of a spec, built and shown the data.
+
+    Raises:
+        Error: a model that cannot be built, data that it cannot have generated, a choice without validation rows, models
+            that cannot be compared.
+    """
+    plans = {}
+    for name in spec.models:
+        path = name if name == "model" else f"models.{name}"
+        built = {}
+        for label, table in candidates(spec.models[name], path):
+            with seeded(spec.train[name].get("seed", 0)):
+                built[label] = _built(table, data, path)
+        if len(built) > 1 and data.validation is None:
+            raise Error("a list is a choice made on validation rows, and data.validation is 0", path)
+        plans[name] = Plan(name, spec.table(name), built, data)
+    comparable({name: next(iter(item.models.values())) for name, item in plans.items()})
+    return plans
+
+
+def _built(table: dict[str, Any], data: Data, path: str) -> Model:
+    model = build(table, data.event, path)
+    try:
+        model = data.wrap(model)
+        model.check(as_batch(data.train))
+    except Error as error:
+        raise error.under(path) from None
+    return model
+
+
+def fit_spec(spec: Spec, folder: Path, force: bool, say: Say) -> Run:
+    """Fit the one model of a spec."""
+    if "model" not in spec.models:
+        raise Error(f"'{spec.name}' has several models: compare them with pyrovae compare, or keep one as [model]")
+    vacant(folder, force)
+    run = plan(spec, spec.load())["model"].fit(folder, force)
+    say(f"{run.model.kind}: {run.results['stopped']} after {run.results['epochs']} epochs in {run.results['seconds']:.1f} s")
+    return run
+
+
+def evaluate_run(run: Run, data: Data | None = None, settings: dict[str, Any] | None = None) -> LogLikelihood:
+    """log p(x) of a run's test rows, which is added to its results.json.
+
+    Args:
+        run: the run.
+        data: its data, where they are already loaded.
+        settings: instead of the run's own [evaluate].
+    """
+    if "failed" in run.results:
+        raise Error(f"the fit in '{run.folder}' failed: {run.results['failed']}")
+    data = data or load(**check(keywords(load), run.spec.get("data", {}), "data"))
+    result = evaluated(run.model, data.test, settings or run.spec.get("evaluate", {}))
+    run.record(log_likelihood=result.summary())
+    return result
+
+
+def evaluated(model: Model, test: Batch, settings: dict[str, Any]) -> LogLikelihood:
+    """log p(x) of test rows under the settings of an [evaluate] table."""
+    own = evaluation(**check(keywords(evaluation), settings, "evaluate"))
+    rows = own.pop("rows")
+    return log_likelihood(model, test[:rows], **own)
+
+
+def compare_spec(spec: Spec, folder: Path, force: bool, say: Say) -> Comparison:
+    """Fit the models of a spec, or take finished runs whose spec is unchanged, and compare them on the test rows."""
+    if (folder / "weights.safetensors").exists():
+        raise Error(f"'{folder}' is the run of one model: name another folder with --out")
+    data = spec.load()
+    plans = plan(spec, data)
+    finished = {name: _finished(item, folder / name, force) for name, item in plans.items()}
+    runs = {}
+    for name, item in plans.items():
+        runs[name] = finished[name] or item.fit(folder / name, force=True)
+        verb = "reused, its spec is unchanged" if finished[name] else f"fitted in {runs[name].results['seconds']:.1f} s"
+        say(f"{name}: {verb} ({folder / name})")
+    results = {name: evaluate_run(run, data, spec.evaluate) for name, run in runs.items()}
+    comparison = ranked(
+        results,
+        {name: run.model.size for name, run in runs.items()},
+        {name: run.results["seconds"] for name, run in runs.items()},
+        {name: text for name, run in runs.items() if (text := _choice(run))},
+    )
+    tree = {"data": spec.data, "evaluate": spec.evaluate, "models": {n: spec.models[n] | {"train": spec.train[n]} for n in runs}}
+    write(folder / "spec.toml", tomli_w.dumps(tree | ({"import": list(spec.imports)} if spec.imports else {})))
+    write(folder / "results.json", json_text(comparison.summary()))
+    return comparison
+
+
+def _choice(run: Run) -> str:
+    tried = ", ".join(f"{label}: {mean:.2f}" for label, mean in run.results["tried"].items() if mean is not None)
+    return f"{run.results['chosen']} chosen by log p(x) on the validation rows ({tried})" if tried else ""
+
+
+def _finished(item: Plan, folder: Path, force: bool) -> Run | None:
+    """The run of an unchanged plan, if there is one.
+
+    Raises:
+        Error: a run of something else is in the way.
+    """
+    if force or not folder.exists():
+        return None
+    run = open_run(folder)
+    if "failed" in run.results:
+        return None
+    changed = sorted(_differences(run.results.get("request"), item.request()))
+    if run.results.get("fingerprint") != item.data.fingerprint:
+        changed.append("the data themselves")
+    if changed:
+        raise Error(
+            f"'{folder}' was fitted with another spec ({'; '.join(changed)}): fit again with --force, or name another folder with --out"
+        )
+    return run
+
+
+def _differences(old: Any, new: Any, path: str = "") -> set[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        below = ((key, f"{path}.{key}" if path else key) for key in old.keys() | new.keys())
+        return set().union(*(_differences(old.get(key), new.get(key), step) for key, step in below))
+    return set() if old == new else {f"{path}: {_shown(old)} is now {_shown(new)}"}
+
+
+def _shown(value: Any) -> str:
+    return "unset" if value is None else json_text(value).strip() if not isinstance(value, (dict, list)) else str(value)

@@ -1,0 +1,238 @@
+"""A run folder: all of a fit, as text and tensors. Loading one executes nothing.
+
+    spec.toml             what was asked for, choices decided: [data], [train], [evaluate], [model]
+    weights.safetensors   the parameters and buffers
+    history.csv           one line per epoch
+    results.json          figures, the choices tried, package versions, seed, the data's fingerprint
+
+A folder is written beside its place and moved there when it is whole, so that there is never half a run.
+"""
+
+import csv
+import io
+import json
+import math
+import os
+import shutil
+import tempfile
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import tomli_w
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from pyrovae.errors import Error
+from pyrovae.fitting import History
+from pyrovae.inference import Epoch
+from pyrovae.models import Model
+from pyrovae.place import seeded
+
+PACKAGES = ("pyrovae", "torch", "pyro-ppl", "numpy", "scikit-learn", "arviz-stats")
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A fit that was saved.
+
+    Args:
+        folder: where.
+        spec: the tables of spec.toml.
+        model: with its weights.
+        results: what results.json says.
+    """
+
+    folder: Path
+    spec: dict[str, Any]
+    model: Model
+    results: dict[str, Any]
+
+    def record(self, **figures: Any) -> None:
+        """Add figures to results.json."""
+        self.results.update(figures)
+        write(self.folder / "results.json", json_text(self.results))
+
+
+def vacant(folder: Path, force: bool) -> None:
+    """Refuse a folder that exists.
+
+    Raises:
+        Error: the folder exists and nobody said that it may be replaced.
+    """
+    if folder.exists() and not force:
+        raise Error(f"'{folder}' exists: name another folder with --out, or replace it with --force")
+
+
+def save(folder: Path, spec: dict[str, Any], model: Model, history: History, results: dict[str, Any], force: bool = False) -> Run:
+    """Write a run folder.
+
+    Args:
+        folder: its place.
+        spec: the tables [data], [train] and [evaluate]; [model] is written from the model.
+        model: fitted.
+        history: of the fit.
+        results: figures; versions are added.
+        force: replace a folder that exists.
+
+    Raises:
+        Error: the folder exists and `force` is not set, or cannot be written.
+    """
+    vacant(folder, force)
+    whole = results | {"versions": versions()}
+    tree = spec | {"model": model.spec()}
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            (draft / "spec.toml").write_text(tomli_w.dumps(tree), "utf-8")
+            tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+            save_file(tensors, draft / "weights.safetensors")
+            (draft / "history.csv").write_text(_csv(history), "utf-8")
+            (draft / "results.json").write_text(json_text(whole), "utf-8")
+            draft.chmod(0o755)
+            replace_folder(draft, folder)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+    except OSError as failure:
+        raise Error(f"'{folder}' cannot be written: {failure.strerror}") from None
+    return Run(folder, tree, model, whole)
+
+
+def replace_folder(draft: Path, folder: Path) -> None:
+    """Move a finished folder to its place; what was there goes when the new one stands."""
+    if not folder.exists():
+        draft.rename(folder)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent)) / folder.name
+    folder.rename(old)
+    draft.rename(folder)
+    shutil.rmtree(old.parent)
+
+
+def open_run(folder: Path) -> Run:
+    """Read a run folder. Parts of one's own, named in its `import`, have to be imported before.
+
+    Raises:
+        Error: no run, or one whose files are damaged or do not fit together.
+    """
+    spec = _read(folder / "spec.toml", tomllib.loads)
+    results = _read(folder / "results.json", json.loads)
+    try:
+        with seeded(0):
+            model = Model.from_spec(spec.get("model"), "model")
+    except Error as error:
+        modules = ", ".join(spec.get("import", []))
+        hint = f" The run uses parts from {modules}: pass --import for each." if modules else ""
+        raise Error(f"{error}{hint}", str(folder / "spec.toml")) from None
+    try:
+        model.load_state_dict(_tensors(folder / "weights.safetensors", model))
+    except RuntimeError as failure:
+        reason = str(failure).splitlines()[-1].strip()
+        raise Error(f"the weights in '{folder}' do not belong to the model of its spec: {reason}") from None
+    return Run(folder, spec, model, results)
+
+
+def write_samples(run: Run, rows: int, seed: int, path: Path, force: bool = False) -> Path:
+    """Draw rows from the model of a run into a file: npy, csv (one line a row) or png (images).
+
+    Raises:
+        Error: another suffix, a file that exists, or a png of rows that are no images.
+    """
+    if path.suffix not in WRITERS:
+        raise Error(f"samples are written as {', '.join(sorted(WRITERS))}, got '{path.name}'")
+    vacant(path, force)
+    with seeded(seed):
+        x = run.model.sample(rows)
+    content = io.BytesIO()
+    WRITERS[path.suffix](x, content)
+    write(path, content.getvalue())
+    return path
+
+
+def _csv_rows(x: torch.Tensor, file: IO[bytes]) -> None:
+    np.savetxt(file, x.flatten(1).cpu().numpy(), delimiter=",", fmt="%.9g")
+
+
+def _npy(x: torch.Tensor, file: IO[bytes]) -> None:
+    np.save(file, x.cpu().numpy())
+
+
+def _png(x: torch.Tensor, file: IO[bytes]) -> None:
+    from pyrovae.plots import images
+
+    if x.ndim != 4 or x.shape[1] not in (1, 3):
+        raise Error(f"a png needs rows that are images, these have the shape {tuple(x.shape[1:])}: write npy or csv")
+    images(x).figure.savefig(file, format="png")
+
+
+WRITERS: dict[str, Callable[[torch.Tensor, IO[bytes]], None]] = {".csv": _csv_rows, ".npy": _npy, ".png": _png}
+
+
+def versions() -> dict[str, str]:
+    """The versions of the packages that figures depend on."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def json_text(tree: Any) -> str:
+    """JSON, with `null` for what is not finite."""
+    return json.dumps(_finite(tree), indent=2, ensure_ascii=False) + "\n"
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Write a file as a whole or not at all."""
+    draft = path.with_name(f".{path.name}.draft")
+    try:
+        draft.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(draft, path)
+    except OSError as failure:
+        raise Error(f"'{path}' cannot be written: {failure.strerror}") from None
+
+
+def _tensors(path: Path, model: Model) -> dict[str, torch.Tensor]:
+    """The saved tensors; the model takes their precision."""
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as failure:
+        raise Error(f"'{path}' cannot be read: {failure}") from None
+    model.to(next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.float32))
+    return tensors
+
+
+def _read(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
+    try:
+        tree = parse(path.read_text("utf-8"))
+    except OSError as failure:
+        raise Error(f"'{path.parent}' is no run: {path.name} cannot be read ({failure.strerror})") from None
+    except ValueError as failure:
+        raise Error(f"'{path}' is damaged: {failure}") from None
+    if not isinstance(tree, dict):
+        raise Error(f"'{path}' is damaged: it holds no table")
+    return tree
+
+
+def _finite(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {key: _finite(value) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return [_finite(value) for value in tree]
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
+
+
+def _csv(history: History) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(Epoch._fields)
+    writer.writerows(history.epochs)
+    return text.getvalue()
