@@ -1,7 +1,7 @@
 """pyrovae: variational autoencoders as probabilistic models, on Pyro.
 
-Every part of a model is a module whose fields are its hyper-parameters and whose `forward` returns a distribution. Names
-are imported when they are first used; `__init__.pyi` lists them.
+Every part of a model is a module whose fields are its hyper-parameters and whose `forward` returns
+a distribution. Names are imported when they are first used; `__init__.pyi` lists them.
 """
 
 import lazy_loader

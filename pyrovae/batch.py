@@ -1,7 +1,8 @@
 """What travels through models, objectives and evaluation: a batch of rows.
 
-Every function of the package takes a `Batch`, so that conditioning, labels and size factors never need a new signature.
-A tensor, an array or a data frame is accepted wherever rows are expected and wrapped.
+Every function of the package takes a `Batch`, so that conditioning, labels and size factors never
+need a new signature. A tensor, an array or a data frame is accepted wherever rows are expected and
+wrapped.
 """
 
 from collections.abc import Callable
@@ -44,7 +45,9 @@ class Batch:
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
         """The batch with `function` applied to every entry that is there."""
         entries = ((field.name, getattr(self, field.name)) for field in fields(self))
-        return type(self)(**{name: function(entry) for name, entry in entries if entry is not None})
+        return type(self)(
+            **{name: function(entry) for name, entry in entries if entry is not None}
+        )
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Self:
         """The batch on a device; x and floating entries take the dtype, labels stay whole numbers."""
@@ -55,7 +58,9 @@ class Batch:
     @property
     def given(self) -> tuple[Tensor, ...]:
         """The entries that are there, in the order of the fields: the arguments of a plain Pyro model."""
-        return tuple(entry for field in fields(self) if (entry := getattr(self, field.name)) is not None)
+        return tuple(
+            entry for field in fields(self) if (entry := getattr(self, field.name)) is not None
+        )
 
 
 pytree.register_dataclass(Batch)

@@ -42,14 +42,19 @@ def summary(member: type[Part]) -> str:
 def fields(member: type[Part]) -> list[str]:
     """A line for each field: name, type in TOML's words, default."""
     properties = json_schema(member.fields).get("properties", {})
-    return [f"{name}: {_type(properties[name])}{_default(field)}" for name, field in member.fields.model_fields.items()]
+    return [
+        f"{name}: {_type(properties[name])}{_default(field)}"
+        for name, field in member.fields.model_fields.items()
+    ]
 
 
 def _type(schema: dict[str, Any]) -> str:
     if "$ref" in schema:
         return str(schema["$ref"].rsplit("/", 1)[-1]).lower()
     if "anyOf" in schema:
-        return " or ".join(_type(option) for option in schema["anyOf"] if option.get("type") != "null")
+        return " or ".join(
+            _type(option) for option in schema["anyOf"] if option.get("type") != "null"
+        )
     if "enum" in schema:
         return " | ".join(map(str, schema["enum"]))
     return str(schema.get("type", "any"))

@@ -15,12 +15,25 @@ app = typer.Typer(
     add_completion=False,
 )
 
-SpecFile = Annotated[Path, typer.Argument(metavar="SPEC", help="A spec file, TOML.", show_default=False)]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", show_default=False)]
-Changes = Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="Change an entry of the spec; can be repeated.")]
-Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The run folder; runs/NAME unless given.")]
+SpecFile = Annotated[
+    Path, typer.Argument(metavar="SPEC", help="A spec file, TOML.", show_default=False)
+]
+RunFolder = Annotated[
+    Path, typer.Argument(metavar="RUN", help="A run folder.", show_default=False)
+]
+Changes = Annotated[
+    list[str],
+    typer.Option("--set", metavar="A.B=C", help="Change an entry of the spec; can be repeated."),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="DIR", help="The run folder; runs/NAME unless given."),
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace a run folder that exists.")]
-Imports = Annotated[list[str], typer.Option("--import", metavar="MODULE", help="Import a module with parts of your own.")]
+Imports = Annotated[
+    list[str],
+    typer.Option("--import", metavar="MODULE", help="Import a module with parts of your own."),
+]
 
 
 @app.command()
@@ -43,7 +56,9 @@ def evaluate(run: RunFolder, changes: Changes = [], imports: Imports = []) -> No
     import_modules(imports, Path())
     found = changed(open_run(run), changes)
     result = evaluate_run(found)
-    typer.echo(f"{result.bits_per_dim:.3f} bits for each of {result.entries} dimensions, ELBO {result.elbo.mean():.2f} nats")
+    typer.echo(
+        f"{result.bits_per_dim:.3f} bits for each of {result.entries} dimensions, ELBO {result.elbo.mean():.2f} nats"
+    )
     typer.echo(str(result))
 
 
@@ -66,7 +81,14 @@ def sample(
     run: RunFolder,
     rows: Annotated[int, typer.Option(min=1, help="How many.")] = 64,
     seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
-    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="npy, csv, or png for images; RUN/samples.npy unless given.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="FILE",
+            help="npy, csv, or png for images; RUN/samples.npy unless given.",
+        ),
+    ] = None,
     force: Force = False,
     imports: Imports = [],
 ) -> None:
@@ -80,7 +102,9 @@ def sample(
 
 
 @app.command(name="list")
-def list_members(role: Annotated[str | None, typer.Argument(metavar="[ROLE]", help="One role only.")] = None) -> None:
+def list_members(
+    role: Annotated[str | None, typer.Argument(metavar="[ROLE]", help="One role only.")] = None,
+) -> None:
     """List the members of each role: summary, fields, defaults."""
     from rich.console import Console
 

@@ -1,7 +1,8 @@
 """Data: named sets, files, arrays and frames, as rows to train on, to judge by and to test with.
 
-The split is a function of the seed; a set with an official test part keeps it. Noise of the preprocessing is drawn anew at
-every use of a training row, and once, by the seed, for validation and test rows: all models are tested on the same x.
+The split is a function of the seed; a set with an official test part keeps it. Noise of the
+preprocessing is drawn anew at every use of a training row, and once, by the seed, for validation
+and test rows: all models are tested on the same x.
 """
 
 import hashlib
@@ -9,12 +10,11 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field, NonNegativeInt
 from torch import Tensor
-from typing_extensions import Annotated
 
 from pyrovae.batch import Batch, Rows
 from pyrovae.errors import Error
@@ -46,7 +46,9 @@ class Noisy:
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Noisy":
         """The same rows on a device."""
-        return Noisy(self.batch.to(device, dtype), [deepcopy(step).to(device, dtype) for step in self.steps])
+        return Noisy(
+            self.batch.to(device, dtype), [deepcopy(step).to(device, dtype) for step in self.steps]
+        )
 
 
 def prepared(batch: Batch, steps: Sequence[Transform]) -> Batch:
@@ -119,17 +121,21 @@ def load(
 
     Args:
         data: an array, a tensor or a data frame, shape `(rows, *x)`; instead of `name` or `path`.
-        name: `digits` (unless something else is given), `wine`, `breast-cancer`, `iris` or `mnist`.
-        path: a file (npy, npz, csv, parquet, idx, gzipped or not); for `mnist` the folder of its idx files.
+        name: `digits` (unless something else is given), `wine`, `breast-cancer`, `iris` or
+            `mnist`.
+        path: a file (npy, npz, csv, parquet, idx, gzipped or not); for `mnist` the folder of its
+            idx files.
         columns: those of a table to use; all unless given.
         transforms: preprocessing steps; noise before invertible ones.
         validation: the fraction of the training rows that is set aside for validation.
-        test: the fraction of all rows that is set aside for test, where the set has no official test rows.
+        test: the fraction of all rows that is set aside for test, where the set has no official
+            test rows.
         flatten: make each row a vector.
         seed: of the split, and of the noise in validation and test rows.
 
     Raises:
-        Error: an unknown name, a missing or unreadable file, columns that are not numbers, no rows.
+        Error: an unknown name, a missing or unreadable file, columns that are not numbers, no
+            rows.
     """
     source = _source(data, name, path)
     x = torch.as_tensor(source.choose(columns).x)
@@ -139,7 +145,10 @@ def load(
     train, held_out, tested = _split(len(x), source.official, validation, test, seed)
     noise = [deepcopy(step) for step in transforms if not step.invertible]
     if any(step.invertible for step in transforms[: len(noise)]):
-        raise Error("noise comes before invertible transforms: put binarize and dequantize first", "data.transforms")
+        raise Error(
+            "noise comes before invertible transforms: put binarize and dequantize first",
+            "data.transforms",
+        )
     place = (torch.device("cpu"), torch.float64 if x.dtype == torch.float64 else torch.float32)
     rows = Batch(x[train]).to(*place)
     _finite(rows.x, source.name)
@@ -171,7 +180,9 @@ def _source(data: Any, name: str | None, path: str | None) -> Table:
     return named(name or "digits", path)
 
 
-def _split(rows: int, official: int, validation: float, test: float, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+def _split(
+    rows: int, official: int, validation: float, test: float, seed: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Indices for training, validation and test; the last `official` rows are a test set already."""
     order = torch.randperm(rows - official, generator=torch.Generator().manual_seed(seed))
     tested = torch.arange(rows - official, rows)
@@ -181,13 +192,18 @@ def _split(rows: int, official: int, validation: float, test: float, seed: int) 
     count = round(validation * len(order))
     held_out, train = order[:count], order[count:]
     if not len(tested) or not len(train) or (validation and not len(held_out)):
-        raise Error(f"{rows} rows are too few to split into training, validation ({validation}) and test ({test})", "data")
+        raise Error(
+            f"{rows} rows are too few to split into training, validation ({validation}) and test ({test})",
+            "data",
+        )
     return train, held_out, tested
 
 
 def _finite(x: Tensor, name: str) -> None:
     if len(bad := torch.nonzero(~x.flatten(1).isfinite().all(-1))):
-        raise Error(f"{len(bad)} of {len(x)} training rows of '{name}' hold NaN or infinite values", "data")
+        raise Error(
+            f"{len(bad)} of {len(x)} training rows of '{name}' hold NaN or infinite values", "data"
+        )
 
 
 def _fingerprint(*tensors: Tensor) -> str:

@@ -1,10 +1,10 @@
 """Experiments: from a spec to fitted, evaluated, compared and saved models.
 
-Everything that can be refused is refused before the first step: data are loaded, every model and every candidate of a choice
-is built and shown the data, and folders are looked at. Only then is anything fitted.
+Everything that can be refused is refused before the first step: data are loaded, every model and
+every candidate of a choice is built and shown the data, and folders are looked at. Only then is
+anything fitted.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +52,9 @@ class Plan:
         histories: dict[str, History] = {}
         for label, model in self.models.items():
             try:
-                histories[label] = fit(model, self.data.train, self.data.validation, **self.table["train"])
+                histories[label] = fit(
+                    model, self.data.train, self.data.validation, **self.table["train"]
+                )
             except FitError as error:
                 if error.history.epochs:
                     self._save(folder, model, error.history, {"failed": str(error)}, force)
@@ -66,7 +68,9 @@ class Plan:
         results = {"seconds": seconds, "chosen": best, "tried": tried}
         return self._save(folder, self.models[best], histories[best], results, force)
 
-    def _save(self, folder: Path, model: Model, history: History, results: dict[str, Any], force: bool) -> Run:
+    def _save(
+        self, folder: Path, model: Model, history: History, results: dict[str, Any], force: bool
+    ) -> Run:
         spec = {key: value for key, value in self.table.items() if key != "model"}
         whole = {
             "seed": self.table["train"].get("seed", 0),
@@ -88,8 +92,8 @@ def plan(spec: Spec, data: Data) -> dict[str, Plan]:
     """Every model of a spec, built and shown the data.
 
     Raises:
-        Error: a model that cannot be built, data that it cannot have generated, a choice without validation rows, models
-            that cannot be compared.
+        Error: a model that cannot be built, data that it cannot have generated, a choice without
+            validation rows, models that cannot be compared.
     """
     plans = {}
     for name in spec.models:
@@ -99,7 +103,9 @@ def plan(spec: Spec, data: Data) -> dict[str, Plan]:
             with seeded(spec.train[name].get("seed", 0)):
                 built[label] = _built(table, data, path)
         if len(built) > 1 and data.validation is None:
-            raise Error("a list is a choice made on validation rows, and data.validation is 0", path)
+            raise Error(
+                "a list is a choice made on validation rows, and data.validation is 0", path
+            )
         plans[name] = Plan(name, spec.table(name), built, data)
     comparable({name: next(iter(item.models.values())) for name, item in plans.items()})
     return plans
@@ -118,15 +124,21 @@ def _built(table: dict[str, Any], data: Data, path: str) -> Model:
 def fit_spec(spec: Spec, folder: Path, force: bool, say: Say) -> Run:
     """Fit the one model of a spec."""
     if "model" not in spec.models:
-        raise Error(f"'{spec.name}' has several models: compare them with pyrovae compare, or keep one as [model]")
+        raise Error(
+            f"'{spec.name}' has several models: compare them with pyrovae compare, or keep one as [model]"
+        )
     vacant(folder, force)
     run = plan(spec, spec.load())["model"].fit(folder, force)
-    say(f"{run.model.kind}: {run.results['stopped']} after {run.results['epochs']} epochs in {run.results['seconds']:.1f} s")
+    say(
+        f"{run.model.kind}: {run.results['stopped']} after {run.results['epochs']} epochs in {run.results['seconds']:.1f} s"
+    )
     return run
 
 
-def evaluate_run(run: Run, data: Data | None = None, settings: dict[str, Any] | None = None) -> LogLikelihood:
-    """log p(x) of a run's test rows, which is added to its results.json.
+def evaluate_run(
+    run: Run, data: Data | None = None, settings: dict[str, Any] | None = None
+) -> LogLikelihood:
+    """Log p(x) of a run's test rows, which is added to its results.json.
 
     Args:
         run: the run.
@@ -142,7 +154,7 @@ def evaluate_run(run: Run, data: Data | None = None, settings: dict[str, Any] | 
 
 
 def evaluated(model: Model, test: Batch, settings: dict[str, Any]) -> LogLikelihood:
-    """log p(x) of test rows under the settings of an [evaluate] table."""
+    """Log p(x) of test rows under the settings of an [evaluate] table."""
     own = evaluation(**check(keywords(evaluation), settings, "evaluate"))
     rows = own.pop("rows")
     return log_likelihood(model, test[:rows], **own)
@@ -158,7 +170,11 @@ def compare_spec(spec: Spec, folder: Path, force: bool, say: Say) -> Comparison:
     runs = {}
     for name, item in plans.items():
         runs[name] = finished[name] or item.fit(folder / name, force=True)
-        verb = "reused, its spec is unchanged" if finished[name] else f"fitted in {runs[name].results['seconds']:.1f} s"
+        verb = (
+            "reused, its spec is unchanged"
+            if finished[name]
+            else f"fitted in {runs[name].results['seconds']:.1f} s"
+        )
         say(f"{name}: {verb} ({folder / name})")
     results = {name: evaluate_run(run, data, spec.evaluate) for name, run in runs.items()}
     comparison = ranked(
@@ -167,15 +183,28 @@ def compare_spec(spec: Spec, folder: Path, force: bool, say: Say) -> Comparison:
         {name: run.results["seconds"] for name, run in runs.items()},
         {name: text for name, run in runs.items() if (text := _choice(run))},
     )
-    tree = {"data": spec.data, "evaluate": spec.evaluate, "models": {n: spec.models[n] | {"train": spec.train[n]} for n in runs}}
-    write(folder / "spec.toml", tomli_w.dumps(tree | ({"import": list(spec.imports)} if spec.imports else {})))
+    tree = {
+        "data": spec.data,
+        "evaluate": spec.evaluate,
+        "models": {n: spec.models[n] | {"train": spec.train[n]} for n in runs},
+    }
+    write(
+        folder / "spec.toml",
+        tomli_w.dumps(tree | ({"import": list(spec.imports)} if spec.imports else {})),
+    )
     write(folder / "results.json", json_text(comparison.summary()))
     return comparison
 
 
 def _choice(run: Run) -> str:
-    tried = ", ".join(f"{label}: {mean:.2f}" for label, mean in run.results["tried"].items() if mean is not None)
-    return f"{run.results['chosen']} chosen by log p(x) on the validation rows ({tried})" if tried else ""
+    tried = ", ".join(
+        f"{label}: {mean:.2f}" for label, mean in run.results["tried"].items() if mean is not None
+    )
+    return (
+        f"{run.results['chosen']} chosen by log p(x) on the validation rows ({tried})"
+        if tried
+        else ""
+    )
 
 
 def _finished(item: Plan, folder: Path, force: bool) -> Run | None:
@@ -202,9 +231,17 @@ def _finished(item: Plan, folder: Path, force: bool) -> Run | None:
 def _differences(old: Any, new: Any, path: str = "") -> set[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         below = ((key, f"{path}.{key}" if path else key) for key in old.keys() | new.keys())
-        return set().union(*(_differences(old.get(key), new.get(key), step) for key, step in below))
+        return set().union(
+            *(_differences(old.get(key), new.get(key), step) for key, step in below)
+        )
     return set() if old == new else {f"{path}: {_shown(old)} is now {_shown(new)}"}
 
 
 def _shown(value: Any) -> str:
-    return "unset" if value is None else json_text(value).strip() if not isinstance(value, (dict, list)) else str(value)
+    return (
+        "unset"
+        if value is None
+        else json_text(value).strip()
+        if not isinstance(value, (dict, list))
+        else str(value)
+    )

@@ -1,7 +1,8 @@
 """Fitting: one function over two generators of epochs.
 
-`fit` places data and model, starts the model at the data, runs `svi` or `em`, watches the validation rows and returns the
-history. Nothing outlives it: Pyro's parameter store and torch's random numbers are afterwards as they were before.
+`fit` places data and model, starts the model at the data, runs `svi` or `em`, watches the
+validation rows and returns the history. Nothing outlives it: Pyro's parameter store and torch's
+random numbers are afterwards as they were before.
 """
 
 import math
@@ -49,7 +50,11 @@ class History:
         if not self.epochs:
             return "failed in the first epoch"
         last = self.epochs[self.best]
-        validation = f", on validation rows {last.validation:.2f}" if last.validation == last.validation else ""
+        validation = (
+            f", on validation rows {last.validation:.2f}"
+            if last.validation == last.validation
+            else ""
+        )
         return (
             f"{self.stopped} after {len(self.epochs)} epochs in {self.seconds:.1f} s; weights of epoch {self.best}: "
             f"bound {-last.loss:.2f} nats on training rows{validation}"
@@ -98,8 +103,10 @@ def fit(
 
     Args:
         model: any model; it stays on the device and in the precision of the fit.
-        train: rows, shape `(rows, *x)`: a tensor, an array, a data frame, a `Batch`, or noisy rows of `load`.
-        validation: rows to judge by. With them SVI ends at the weights of the epoch with the highest validation bound.
+        train: rows, shape `(rows, *x)`: a tensor, an array, a data frame, a `Batch`, or noisy rows
+            of `load`.
+        validation: rows to judge by. With them SVI ends at the weights of the epoch with the
+            highest validation bound.
         method: `svi` or `em`; what the model says unless given: EM for mixtures, SVI otherwise.
         epochs: passes over the rows, for EM iterations, at most.
         batch_size: rows in a mini-batch of SVI.
@@ -109,13 +116,15 @@ def fit(
         tolerance: EM stops when an iteration gains less, in nats per row.
         restarts: EM starts this often and the highest likelihood stays.
         start: whether the model begins at the data; `False` goes on from its present weights.
-        seed: of everything random in the fit; the model's weights at construction are yours to seed.
+        seed: of everything random in the fit; the model's weights at construction are yours to
+            seed.
         device: such as `cpu` or `cuda`; the model's own unless given.
         dtype: `float32` or `float64`; unless given, the model's own for SVI and float64 for EM.
         progress: show a progress bar, in a terminal only.
 
     Raises:
-        Error: data that the model cannot have generated; fewer rows than a batch; settings out of range.
+        Error: data that the model cannot have generated; fewer rows than a batch; settings out of
+            range.
         FitError: the loss became NaN or infinite.
     """
     began, method = time.perf_counter(), method or model.method
@@ -131,21 +140,34 @@ def fit(
             passes = partial(em, model, everything, tolerance=tolerance, **common)
         else:
             passes = partial(
-                svi, model, rows, objective=objective, batch_size=batch_size, learning_rate=learning_rate, **common
+                svi,
+                model,
+                rows,
+                objective=objective,
+                batch_size=batch_size,
+                learning_rate=learning_rate,
+                **common,
             )
         runs = []
         for _ in range(restarts if start and method == "em" else 1):
             if start:
                 model.start(everything)
             bar.begin(epochs * len(rows))
-            runs.append((_watch(model, passes(), held_out, method, patience, bar), Snapshot(model)))
+            runs.append(
+                (_watch(model, passes(), held_out, method, patience, bar), Snapshot(model))
+            )
         history, weights = min(runs, key=lambda run: run[0].epochs[run[0].best].loss)
         weights.restore()
     return replace(history, seconds=time.perf_counter() - began)
 
 
 def _watch(
-    model: Model, passes: Iterator[Epoch], held_out: Batch | None, method: str, patience: int | None, bar: "Bar"
+    model: Model,
+    passes: Iterator[Epoch],
+    held_out: Batch | None,
+    method: str,
+    patience: int | None,
+    bar: "Bar",
 ) -> History:
     """Run the epochs; SVI with validation rows ends at the weights of its best one."""
     seen: list[Epoch] = []
@@ -163,7 +185,9 @@ def _watch(
                 stopped = "early stopping"
                 break
     except Error as error:
-        raise FitError(str(error), History(tuple(seen), best, "failed", seen[-1].seconds if seen else 0.0)) from None
+        raise FitError(
+            str(error), History(tuple(seen), best, "failed", seen[-1].seconds if seen else 0.0)
+        ) from None
     finally:
         if weights:
             weights.restore()
@@ -177,7 +201,9 @@ def _placed(data: Any, name: str, place: Place) -> Any:
         raise error.under(name) from None
 
 
-def _refuse(model: Model, train: Batch, validation: Batch | None, batch_size: int, patience: int | None) -> None:
+def _refuse(
+    model: Model, train: Batch, validation: Batch | None, batch_size: int, patience: int | None
+) -> None:
     for name, batch in (("train", train), ("validation", validation)):
         try:
             if batch is not None:
@@ -185,16 +211,25 @@ def _refuse(model: Model, train: Batch, validation: Batch | None, batch_size: in
         except Error as error:
             raise error.under(name) from None
     if len(train) < batch_size:
-        raise Error(f"{len(train)} training rows are fewer than a batch of {batch_size}: lower batch_size", "train")
+        raise Error(
+            f"{len(train)} training rows are fewer than a batch of {batch_size}: lower batch_size",
+            "train",
+        )
     if patience and validation is None:
-        raise Error("early stopping judges by validation rows: pass validation, or leave patience out", "patience")
+        raise Error(
+            "early stopping judges by validation rows: pass validation, or leave patience out",
+            "patience",
+        )
 
 
 class Bar:
     """Progress with loss, speed and time left."""
 
     def __init__(self, progress: Progress, title: str) -> None:
-        self.progress, self.task = progress, progress.add_task(title, loss="", speed="", total=None)
+        self.progress, self.task = (
+            progress,
+            progress.add_task(title, loss="", speed="", total=None),
+        )
         self.rows, self.began = 0, time.perf_counter()
 
     def begin(self, total: int) -> None:
@@ -210,14 +245,28 @@ class Bar:
     def show(self, epoch: Epoch) -> None:
         """An epoch ended."""
         speed = self.rows / (time.perf_counter() - self.began)
-        self.progress.update(self.task, loss=f"loss {epoch.loss:.2f}", speed=f"{speed:,.0f} rows/s")
+        self.progress.update(
+            self.task, loss=f"loss {epoch.loss:.2f}", speed=f"{speed:,.0f} rows/s"
+        )
 
 
 @contextmanager
 def _bar(title: str, wanted: bool) -> Iterator[Bar]:
     """A progress bar on the standard error stream, silent where that is no terminal."""
     console = Console(stderr=True)
-    columns = (*(TextColumn(f"{{task.{field}}}") for field in ("description", "fields[loss]", "fields[speed]")),)
+    columns = (
+        *(
+            TextColumn(f"{{task.{field}}}")
+            for field in ("description", "fields[loss]", "fields[speed]")
+        ),
+    )
     shown = wanted and console.is_terminal
-    with Progress(*columns, BarColumn(), TimeRemainingColumn(), console=console, transient=True, disable=not shown) as progress:
+    with Progress(
+        *columns,
+        BarColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not shown,
+    ) as progress:
         yield Bar(progress, title)

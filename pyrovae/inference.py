@@ -1,8 +1,9 @@
 r"""Inference: two generators of epochs, over rows held in memory.
 
-`svi` maximises a bound by stochastic gradient steps on mini-batches (Stochastic Variational Inference, Hoffman, Blei, Wang &
-Paisley, 2013), with Pyro's traces and estimators. The estimator sums over the rows of a batch; the step is taken on the loss
-per row, so that learning rates and clipping do not depend on the batch size.
+`svi` maximises a bound by stochastic gradient steps on mini-batches (Stochastic Variational
+Inference, Hoffman, Blei, Wang & Paisley, 2013), with Pyro's traces and estimators. The estimator
+sums over the rows of a batch; the step is taken on the loss per row, so that learning rates and
+clipping do not depend on the batch size.
 
 `em` alternates the E-step and the M-step over all rows, and never lowers the likelihood.
 """
@@ -32,7 +33,8 @@ class Epoch(NamedTuple):
 
     Args:
         index: counted from 0.
-        loss: the mean over rows of minus the bound, in nats, as met in training; for EM before its M-step.
+        loss: the mean over rows of minus the bound, in nats, as met in training; for EM before its
+            M-step.
         validation: the mean bound on the validation rows, NaN without any.
         seconds: since the fit began.
     """
@@ -46,7 +48,13 @@ class Epoch(NamedTuple):
 class SVI(pyro.infer.SVI):  # type: ignore[misc]
     """Pyro's SVI with a `step` per row: parameters in the order of their names, the loss a tensor that nothing waits for."""
 
-    def __init__(self, model: Callable[..., Any], guide: Callable[..., Any], optim: Optim, loss: pyro.infer.ELBO) -> None:
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        optim: Optim,
+        loss: pyro.infer.ELBO,
+    ) -> None:
         super().__init__(model, guide, optim, loss)
         self.elbo = loss
 
@@ -84,7 +92,8 @@ def svi(
         advance: told the number of rows after every step.
 
     Raises:
-        Error: the loss or a parameter became NaN or infinite; the model then has the weights from the epoch's start.
+        Error: the loss or a parameter became NaN or infinite; the model then has the weights from
+            the epoch's start.
     """
     optim = Optim(torch.optim.Adam, {"lr": learning_rate, "fused": True})
     engine = SVI(model.model, model.guide, optim, (objective or ELBO()).build())
@@ -97,12 +106,19 @@ def svi(
                 good.restore()
                 step, part = _culprit(model, engine, rows, batch_size)
                 good.restore()
-                raise Error(f"the fit failed in epoch {index}, step {step}: {part}. The weights are those from before the epoch")
+                raise Error(
+                    f"the fit failed in epoch {index}, step {step}: {part}. The weights are those from before the epoch"
+                )
         yield Epoch(index, total.item() / len(rows), seconds=time.perf_counter() - began)
 
 
 def em(
-    model: Model, rows: Rows, *, epochs: int = 100, tolerance: float = 1e-6, advance: Callable[[int], None] = lambda rows: None
+    model: Model,
+    rows: Rows,
+    *,
+    epochs: int = 100,
+    tolerance: float = 1e-6,
+    advance: Callable[[int], None] = lambda rows: None,
 ) -> Iterator[Epoch]:
     """Fit by expectation-maximisation until an iteration gains less than `tolerance` nats per row.
 
@@ -118,7 +134,9 @@ def em(
         statistics = model.expect(batch)
         log_prob = statistics.log_prob.item() / len(batch)
         if not _finite(statistics.log_prob):
-            raise Error(f"the fit failed in iteration {index}: the likelihood of the training rows became {log_prob}")
+            raise Error(
+                f"the fit failed in iteration {index}: the likelihood of the training rows became {log_prob}"
+            )
         model.maximize(statistics)
         advance(len(batch))
         yield Epoch(index, -log_prob, seconds=time.perf_counter() - began)
@@ -176,7 +194,9 @@ def _culprit(model: Model, engine: SVI, rows: Rows, batch_size: int) -> tuple[in
         if not _finite(engine.step(batch), *model.parameters()):
             before.restore()
             return step, _blame(model, engine, batch)
-    raise RuntimeError("a failed epoch cannot be repeated: the model draws random numbers outside torch")
+    raise RuntimeError(
+        "a failed epoch cannot be repeated: the model draws random numbers outside torch"
+    )
 
 
 def _blame(model: Model, engine: SVI, batch: Batch) -> str:
@@ -190,7 +210,9 @@ def _blame(model: Model, engine: SVI, batch: Batch) -> str:
 
         return hook
 
-    hooks = [module.register_forward_hook(watch(name)) for name, module in model.named_modules() if name]
+    hooks = [
+        module.register_forward_hook(watch(name)) for name, module in model.named_modules() if name
+    ]
     guide = poutine.trace(model.guide).get_trace(batch)
     joint = poutine.trace(poutine.replay(model.model, trace=guide)).get_trace(batch)
     for hook in hooks:
@@ -202,6 +224,12 @@ def _blame(model: Model, engine: SVI, batch: Batch) -> str:
     if found:
         return found[0]
     engine.elbo.differentiable_loss(model.model, model.guide, batch).backward()
-    bad = [name for name, p in model.named_parameters() if p.grad is not None and not _finite(p.grad)]
+    bad = [
+        name for name, p in model.named_parameters() if p.grad is not None and not _finite(p.grad)
+    ]
     model.zero_grad()
-    return f"the gradient of '{bad[0]}' became NaN or infinite" if bad else "the step itself overflowed: lower the learning rate"
+    return (
+        f"the gradient of '{bad[0]}' became NaN or infinite"
+        if bad
+        else "the step itself overflowed: lower the learning rate"
+    )

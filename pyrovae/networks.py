@@ -1,7 +1,9 @@
 """Networks: the functions that map x towards q(z | x) and z towards p(x | z).
 
-A network is given both shapes by the model, so its user types hidden sizes only, and it takes any number of leading
-dimensions: `(rows, *source)` from the encoder's side, `(particles, rows, *source)` from the decoder's.
+A network is given both shapes by the model, so its user types hidden sizes only, and it takes any
+number of leading
+dimensions: `(rows, *source)` from the encoder's side, `(particles, rows, *source)` from the
+decoder's.
 """
 
 from abc import abstractmethod
@@ -14,7 +16,14 @@ from torch import Tensor, nn
 
 from pyrovae.part import Part
 
-ACTIVATIONS = {"elu": nn.ELU, "gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU, "softplus": nn.Softplus, "tanh": nn.Tanh}
+ACTIVATIONS = {
+    "elu": nn.ELU,
+    "gelu": nn.GELU,
+    "relu": nn.ReLU,
+    "silu": nn.SiLU,
+    "softplus": nn.Softplus,
+    "tanh": nn.Tanh,
+}
 
 
 class Network(Part):
@@ -35,7 +44,8 @@ class MLP(Network):
     Args:
         hidden: the sizes of the hidden layers.
         activation: what follows each hidden layer.
-        layer_norm: normalise each hidden layer before its activation (Layer Normalization, Ba, Kiros & Hinton, 2016).
+        layer_norm: normalise each hidden layer before its activation (Layer Normalization, Ba,
+            Kiros & Hinton, 2016).
     """
 
     hidden: tuple[PositiveInt, ...] = (256,)
@@ -48,7 +58,9 @@ class MLP(Network):
         for size, following in pairwise((prod(source), *self.hidden)):
             norm = [nn.LayerNorm(following)] if self.layer_norm else []
             layers += [nn.Linear(size, following), *norm, ACTIVATIONS[self.activation]()]
-        self.layers = nn.Sequential(*layers, nn.Linear((prod(source), *self.hidden)[-1], prod(target)))
+        self.layers = nn.Sequential(
+            *layers, nn.Linear((prod(source), *self.hidden)[-1], prod(target))
+        )
 
     def forward(self, a: Tensor) -> Tensor:
         return self.layers(a.flatten(-len(self.source))).unflatten(-1, self.target)  # type: ignore[no-any-return]

@@ -1,9 +1,10 @@
 r"""Objectives: what SVI maximises, as declared parts that build Pyro's estimators.
 
-    ELBO = E_q[log p(x, z) - log q(z | x)],   estimated by the mean over particles z_l = g(eps_l, x)
+    ELBO = E_q[log p(x, z) - log q(z | x)],   estimated by the mean over particles z_l = g(eps_l,
+    x)
 
-Its gradient goes through z_l where q is reparameterised. Where KL(q || p) is known in closed form, using it in place of its
-estimate, `MeanFieldELBO`, is the same bound with another variance.
+Its gradient goes through z_l where q is reparameterised. Where KL(q || p) is known in closed form,
+using it in place of its estimate, `MeanFieldELBO`, is the same bound with another variance.
 """
 
 from abc import abstractmethod
@@ -38,7 +39,9 @@ class ELBO(Objective):
 
     def build(self) -> pyro.infer.ELBO:
         return pyro.infer.Trace_ELBO(
-            num_particles=self.particles, vectorize_particles=self.particles > 1, max_plate_nesting=1
+            num_particles=self.particles,
+            vectorize_particles=self.particles > 1,
+            max_plate_nesting=1,
         )
 
 
@@ -53,5 +56,7 @@ class MeanFieldELBO(Objective):
 
     def build(self) -> pyro.infer.ELBO:
         return pyro.infer.TraceMeanField_ELBO(
-            num_particles=self.particles, vectorize_particles=self.particles > 1, max_plate_nesting=1
+            num_particles=self.particles,
+            vectorize_particles=self.particles > 1,
+            max_plate_nesting=1,
         )

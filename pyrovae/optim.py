@@ -1,7 +1,7 @@
 """One optimiser for all parameters.
 
-Pyro's own wrapper makes a torch optimiser for every parameter, and stepping ten small ones costs several times one step of a
-fused kernel over all.
+Pyro's own wrapper makes a torch optimiser for every parameter, and stepping ten small ones costs
+several times one step of a fused kernel over all.
 """
 
 import copy
@@ -21,7 +21,9 @@ class Optim(PyroOptim):  # type: ignore[misc]
         options: its keyword arguments, such as `{"lr": 1e-3, "fused": True}`.
     """
 
-    def __init__(self, constructor: Callable[..., torch.optim.Optimizer], options: dict[str, Any]) -> None:
+    def __init__(
+        self, constructor: Callable[..., torch.optim.Optimizer], options: dict[str, Any]
+    ) -> None:
         super().__init__(constructor, options)
         self.optimizer: torch.optim.Optimizer | None = None
         self.known: set[Tensor] = set()

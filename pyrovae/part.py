@@ -1,24 +1,29 @@
 """Parts: what a model is made of, declared once, in Python or in a file.
 
-A *part* is a `torch.nn.Module` whose annotated fields are its hyper-parameters. A *role* (`Prior`, `Family`, `Network`, ...)
-subclasses `Part` and says what its members answer to; a *member* subclasses a role, is final, and is found under its
+A *part* is a `torch.nn.Module` whose annotated fields are its hyper-parameters. A *role* (`Prior`,
+`Family`, `Network`, ...) subclasses `Part` and says what its members answer to; a *member*
+subclasses a role, is final, and is found under its
 `kind`, the class name in kebab case:
 
     class Vamp(Prior):
-        components: PositiveInt = 500                   # a field: annotated, validated, with or without a default
+        components: PositiveInt = 500                   # a field: annotated, validated, with or
+            without a default
 
-        def setup(self, z, seen):                       # tensors are made here, once, when the shapes are known
+        def setup(self, z, seen):                       # tensors are made here, once, when the
+        shapes are known
             self.inputs = nn.Parameter(torch.rand(self.components, *seen))
 
         def forward(self, q, context):                  # a distribution
             ...
 
-A part lives in two phases. Constructing it checks and stores its fields, no more; the model that it is given to then
-calls `setup` with the event shapes, exactly once. So shapes are typed once, on the model, and every other is derived.
+A part lives in two phases. Constructing it checks and stores its fields, no more; the model that
+it is given to then calls `setup` with the event shapes, exactly once. So shapes are typed once, on
+the model, and every other is derived.
 
 Python and TOML build the same object: `Vamp(components=50)`, `Prior.from_spec("vamp")` and
-`Prior.from_spec({"kind": "vamp", "components": 50})` all go through one pydantic model, made here from the fields, and
-`part.spec()` turns the object back into the table. This file is the only metaprogramming in the package.
+`Prior.from_spec({"kind": "vamp", "components": 50})` all go through one pydantic model, made here
+from the fields, and `part.spec()` turns the object back into the table. This file is the only
+metaprogramming in the package.
 """
 
 import copy
@@ -28,13 +33,21 @@ import inspect
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar, ParamSpec, Self, TypeVar, dataclass_transform, get_origin
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    ParamSpec,
+    Self,
+    TypeVar,
+    dataclass_transform,
+    get_origin,
+)
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, create_model
 from pydantic_core import ErrorDetails, core_schema
 from torch import nn
-from typing_extensions import Annotated
 
 from pyrovae.errors import Error
 
@@ -82,9 +95,11 @@ class Part(nn.Module, ABC):
         cls.kind = re.sub(r"(?<=[a-z])(?=[A-Z])", "-", cls.__name__).lower()
         known = role.members.get(cls.kind, cls)
         if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise TypeError(f"the kind '{cls.kind}' is taken by {known.__module__}.{known.__qualname__}: choose another name.")
+            raise TypeError(
+                f"the kind '{cls.kind}' is taken by {known.__module__}.{known.__qualname__}: choose another name."
+            )
         cls.fields = _model(cls.__name__, _declared(cls))
-        setattr(cls, "setup", _once(cls.setup))
+        cls.setup = _once(cls.setup)
         role.members[cls.kind] = cls
 
     @classmethod
@@ -92,7 +107,8 @@ class Part(nn.Module, ABC):
         """The part that a table or a bare kind declares.
 
         Args:
-            spec: `"vamp"`, `{"kind": "vamp", "components": 50}`, or a part of this role, which is returned as it is.
+            spec: `"vamp"`, `{"kind": "vamp", "components": 50}`, or a part of this role, which is
+                returned as it is.
             path: where the table stands, for error messages.
         """
         if isinstance(spec, cls):
@@ -104,7 +120,10 @@ class Part(nn.Module, ABC):
             raise Error(f"should be a {role}: a kind or a table with one, got {spec!r}", path)
         if "kind" not in spec:
             raise Error(f"the table has no 'kind'. Known: {', '.join(sorted(known))}.", path)
-        kind, values = spec["kind"], {name: value for name, value in spec.items() if name != "kind"}
+        kind, values = (
+            spec["kind"],
+            {name: value for name, value in spec.items() if name != "kind"},
+        )
         if kind not in known:
             raise Error(unknown(role, kind, known), path)
         try:
@@ -118,12 +137,16 @@ class Part(nn.Module, ABC):
     def spec(self) -> dict[str, Any]:
         """The table that declares this part: `type(self).from_spec(self.spec())` builds it again, without its weights."""
         values = {name: encode(getattr(self, name)) for name in type(self).fields.model_fields}
-        return {"kind": self.kind} | {name: value for name, value in values.items() if value is not None}
+        return {"kind": self.kind} | {
+            name: value for name, value in values.items() if value is not None
+        }
 
     def extra_repr(self) -> str:
         """The fields that are not parts themselves, for `repr`."""
         values = ((name, getattr(self, name)) for name in type(self).fields.model_fields)
-        return ", ".join(f"{name}={value!r}" for name, value in values if not isinstance(value, nn.Module))
+        return ", ".join(
+            f"{name}={value!r}" for name, value in values if not isinstance(value, nn.Module)
+        )
 
     @classmethod
     def examples(cls) -> Iterable[Self]:
@@ -220,7 +243,11 @@ def plain(value: Any) -> Any:
 
 def _model(name: str, fields: dict[str, Any]) -> type[BaseModel]:
     config = ConfigDict(
-        extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True, validate_default=True
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        arbitrary_types_allowed=True,
+        validate_default=True,
     )
     return create_model(name, __config__=config, **fields)
 
@@ -228,7 +255,11 @@ def _model(name: str, fields: dict[str, Any]) -> type[BaseModel]:
 def _declared(cls: type[Part]) -> dict[str, Any]:
     """The annotations of a member with their defaults, which leave the class: they would hide the submodules."""
     hints = inspect.get_annotations(cls, eval_str=True)
-    own = {name: hint for name, hint in hints.items() if get_origin(hint) is not ClassVar and hint is not ClassVar}
+    own = {
+        name: hint
+        for name, hint in hints.items()
+        if get_origin(hint) is not ClassVar and hint is not ClassVar
+    }
     fields = {name: (hint, _default(vars(cls).get(name, ...))) for name, hint in own.items()}
     for name in own:
         if getattr(getattr(cls, name, None), "__isabstractmethod__", False):
@@ -250,7 +281,9 @@ def _once(setup: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(setup)
     def guarded(self: Part, *shapes: Any) -> None:
         if self.assembled:
-            raise Error(f"this {self.kind} is already part of a model: give each place a part of its own")
+            raise Error(
+                f"this {self.kind} is already part of a model: give each place a part of its own"
+            )
         self.assembled = True
         setup(self, *shapes)
 
@@ -264,7 +297,9 @@ def _sentence(error: ErrorDetails, known: list[str]) -> Error:
     if isinstance(inner, Error):
         return inner.under(path)
     if error["type"] == "extra_forbidden":
-        return Error(unknown("field", error["loc"][-1], known), ".".join(map(str, error["loc"][:-1])))
+        return Error(
+            unknown("field", error["loc"][-1], known), ".".join(map(str, error["loc"][:-1]))
+        )
     if error["type"] == "missing":
         return Error("is required", path)
     message = re.sub(r"^(Input|Value) ", "", error["msg"]).replace("tuple", "list")

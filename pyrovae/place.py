@@ -31,7 +31,9 @@ def destination(model: nn.Module, device: str | None = None, dtype: str | None =
 
 
 @contextmanager
-def placed(model: nn.Module, device: str | None = None, dtype: str | None = None) -> Iterator[Place]:
+def placed(
+    model: nn.Module, device: str | None = None, dtype: str | None = None
+) -> Iterator[Place]:
     """The model on a device in a precision; afterwards its tensors are the ones that they were."""
     place = destination(model, device, dtype)
     data = [(parameter, parameter.data) for parameter in model.parameters()]
@@ -60,7 +62,7 @@ def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """torch's random numbers from this seed; afterwards its generators go on as if nothing had been drawn."""
+    """Torch's random numbers from this seed; afterwards its generators go on as if nothing had been drawn."""
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         yield

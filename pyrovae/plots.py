@@ -41,9 +41,17 @@ def comparison(comparison: "Comparison", ax: "Axes | None" = None) -> "Axes":
     for height, entry in enumerate(reversed(comparison.entries)):
         face = "C0" if entry.result.exact else "white"
         ax.errorbar(
-            entry.difference, height, xerr=2 * entry.difference_se, fmt="o", color="C0", markerfacecolor=face, capsize=3
+            entry.difference,
+            height,
+            xerr=2 * entry.difference_se,
+            fmt="o",
+            color="C0",
+            markerfacecolor=face,
+            capsize=3,
         )
-    ax.set_yticks(range(len(comparison.entries)), [entry.name for entry in reversed(comparison.entries)])
+    ax.set_yticks(
+        range(len(comparison.entries)), [entry.name for entry in reversed(comparison.entries)]
+    )
     ax.set(xlabel="difference in log p(x) from the best, nats per row")
     return ax
 

@@ -1,13 +1,15 @@
 """Priors p(z): what the latent is before any data are seen.
 
-A prior returns one distribution with event shape `z` and batch shape `()`; the model's plate broadcasts it over the rows.
-The bound pulls the *aggregated posterior* q(z) = mean_i q(z | x_i) towards it,
+A prior returns one distribution with event shape `z` and batch shape `()`; the model's plate
+broadcasts it over the rows. The bound pulls the *aggregated posterior* q(z) = mean_i q(z | x_i)
+towards it,
 
     mean_i ELBO_i = mean_i E_q[log p(x_i | z)] - I_q(x; z) - KL(q(z) || p(z)),
 
-so a prior that can take the shape of q(z) pays less in the last term. The standard normal cannot; a mixture learns its
-components; the VampPrior *is* a mixture of the guide's own posteriors at learned inputs. (ELBO surgery: yet another way
-to carve up the variational evidence lower bound, Hoffman & Johnson, 2016.)
+so a prior that can take the shape of q(z) pays less in the last term. The standard normal cannot;
+a mixture learns its components; the VampPrior *is* a mixture of the guide's own posteriors at
+learned inputs. (ELBO surgery: yet another way to carve up the variational evidence lower bound,
+Hoffman & Johnson, 2016.)
 """
 
 from abc import abstractmethod

@@ -3,9 +3,11 @@
     spec.toml             what was asked for, choices decided: [data], [train], [evaluate], [model]
     weights.safetensors   the parameters and buffers
     history.csv           one line per epoch
-    results.json          figures, the choices tried, package versions, seed, the data's fingerprint
+    results.json          figures, the choices tried, package versions, seed, the data's
+    fingerprint
 
-A folder is written beside its place and moved there when it is whole, so that there is never half a run.
+A folder is written beside its place and moved there when it is whole, so that there is never half
+a run.
 """
 
 import csv
@@ -66,10 +68,19 @@ def vacant(folder: Path, force: bool) -> None:
         Error: the folder exists and nobody said that it may be replaced.
     """
     if folder.exists() and not force:
-        raise Error(f"'{folder}' exists: name another folder with --out, or replace it with --force")
+        raise Error(
+            f"'{folder}' exists: name another folder with --out, or replace it with --force"
+        )
 
 
-def save(folder: Path, spec: dict[str, Any], model: Model, history: History, results: dict[str, Any], force: bool = False) -> Run:
+def save(
+    folder: Path,
+    spec: dict[str, Any],
+    model: Model,
+    history: History,
+    results: dict[str, Any],
+    force: bool = False,
+) -> Run:
     """Write a run folder.
 
     Args:
@@ -91,7 +102,10 @@ def save(folder: Path, spec: dict[str, Any], model: Model, history: History, res
         draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
             (draft / "spec.toml").write_text(tomli_w.dumps(tree), "utf-8")
-            tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+            tensors = {
+                name: tensor.detach().cpu().contiguous().clone()
+                for name, tensor in model.state_dict().items()
+            }
             save_file(tensors, draft / "weights.safetensors")
             (draft / "history.csv").write_text(_csv(history), "utf-8")
             (draft / "results.json").write_text(json_text(whole), "utf-8")
@@ -134,7 +148,9 @@ def open_run(folder: Path) -> Run:
         model.load_state_dict(_tensors(folder / "weights.safetensors", model))
     except RuntimeError as failure:
         reason = str(failure).splitlines()[-1].strip()
-        raise Error(f"the weights in '{folder}' do not belong to the model of its spec: {reason}") from None
+        raise Error(
+            f"the weights in '{folder}' do not belong to the model of its spec: {reason}"
+        ) from None
     return Run(folder, spec, model, results)
 
 
@@ -167,11 +183,17 @@ def _png(x: torch.Tensor, file: IO[bytes]) -> None:
     from pyrovae.plots import images
 
     if x.ndim != 4 or x.shape[1] not in (1, 3):
-        raise Error(f"a png needs rows that are images, these have the shape {tuple(x.shape[1:])}: write npy or csv")
+        raise Error(
+            f"a png needs rows that are images, these have the shape {tuple(x.shape[1:])}: write npy or csv"
+        )
     images(x).figure.savefig(file, format="png")
 
 
-WRITERS: dict[str, Callable[[torch.Tensor, IO[bytes]], None]] = {".csv": _csv_rows, ".npy": _npy, ".png": _png}
+WRITERS: dict[str, Callable[[torch.Tensor, IO[bytes]], None]] = {
+    ".csv": _csv_rows,
+    ".npy": _npy,
+    ".png": _png,
+}
 
 
 def versions() -> dict[str, str]:
@@ -214,7 +236,9 @@ def _read(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
     try:
         tree = parse(path.read_text("utf-8"))
     except OSError as failure:
-        raise Error(f"'{path.parent}' is no run: {path.name} cannot be read ({failure.strerror})") from None
+        raise Error(
+            f"'{path.parent}' is no run: {path.name} cannot be read ({failure.strerror})"
+        ) from None
     except ValueError as failure:
         raise Error(f"'{path}' is damaged: {failure}") from None
     if not isinstance(tree, dict):

@@ -1,6 +1,7 @@
 """Where rows come from: the named sets and the readers of files, each of which gives a `Table`.
 
-A reader is a function of a path, found by the file's suffix; a named set is a function without arguments.
+A reader is a function of a path, found by the file's suffix; a named set is a function without
+arguments.
 """
 
 import csv
@@ -44,13 +45,22 @@ class Table:
         """These columns, as numbers.
 
         Raises:
-            Error: a column that the table does not have, or that holds something other than numbers.
+            Error: a column that the table does not have, or that holds something other than
+                numbers.
         """
         for column in columns or ():
             if column not in self.columns:
-                known = unknown("column", column, self.columns) if self.columns else "the columns have no names"
+                known = (
+                    unknown("column", column, self.columns)
+                    if self.columns
+                    else "the columns have no names"
+                )
                 raise Error(known, "data.columns")
-        taken = range(self.x.shape[1]) if columns is None else [self.columns.index(column) for column in columns]
+        taken = (
+            range(self.x.shape[1])
+            if columns is None
+            else [self.columns.index(column) for column in columns]
+        )
         if self.x.dtype == object:
             numbers = [self._numbers(index) for index in taken]
             x = np.stack(numbers, axis=1) if numbers else np.empty((len(self.x), 0))
@@ -66,7 +76,8 @@ class Table:
             word = next(cell for cell in column if not isinstance(cell, (int, float)))
             name = self.columns[index] if self.columns else index + 1
             raise Error(
-                f"column '{name}' of '{self.name}' holds '{word}', which is no number: name the columns to use", "data.columns"
+                f"column '{name}' of '{self.name}' holds '{word}', which is no number: name the columns to use",
+                "data.columns",
             ) from None
 
 
@@ -79,7 +90,10 @@ def table(data: Any, name: str = "array") -> Table:
     columns = tuple(map(str, data.columns)) if hasattr(data, "columns") else ()
     x = np.array(data)
     if x.dtype.kind not in ("biufO" if columns else "biuf"):
-        raise Error(f"the values of '{name}' are not all numbers (their type is {x.dtype}): choose columns that are", "data")
+        raise Error(
+            f"the values of '{name}' are not all numbers (their type is {x.dtype}): choose columns that are",
+            "data",
+        )
     if x.ndim < 2:
         raise Error(f"'{name}' should have the shape (rows, *x), got {x.shape}", "data")
     return Table(name, x, columns, quantised=x.dtype.kind in "bu")
@@ -96,7 +110,10 @@ def named(name: str, path: str | None = None) -> Table:
     if name == "mnist":
         return _mnist(path)
     if path:
-        raise Error(f"'{name}' ships with scikit-learn and needs no path; for a file leave the name out", "data.path")
+        raise Error(
+            f"'{name}' ships with scikit-learn and needs no path; for a file leave the name out",
+            "data.path",
+        )
     return NAMED[name]()
 
 
@@ -111,7 +128,9 @@ def read(path: Path) -> Table:
     suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
     reader = _idx if "idx" in path.name else READERS.get(suffix)
     if reader is None:
-        raise Error(f"'{path}' is of no known kind. Known: {', '.join(sorted(READERS))}, idx.", "data.path")
+        raise Error(
+            f"'{path}' is of no known kind. Known: {', '.join(sorted(READERS))}, idx.", "data.path"
+        )
     try:
         return reader(path)
     except Error:
@@ -128,7 +147,9 @@ def _sklearn(name: str) -> Callable[[], Table]:
         bunch = getattr(datasets, f"load_{name.replace('-', '_')}")()
         images = name == "digits"
         x = bunch.images[:, None] if images else bunch.data
-        return Table(name, x, () if images else tuple(map(str, bunch.feature_names)), quantised=images)
+        return Table(
+            name, x, () if images else tuple(map(str, bunch.feature_names)), quantised=images
+        )
 
     return make
 
@@ -146,7 +167,9 @@ def _mnist(path: str | None) -> Table:
 def _find(folder: Path, stem: str) -> Path:
     files = sorted(folder.glob(f"{stem}*"))
     if not files:
-        raise Error(f"the folder '{folder}' has no file '{stem}-idx3-ubyte', gzipped or not", "data.path")
+        raise Error(
+            f"the folder '{folder}' has no file '{stem}-idx3-ubyte', gzipped or not", "data.path"
+        )
     return files[0]
 
 
@@ -157,7 +180,8 @@ def _openml() -> Table:
         x = fetch_openml("mnist_784", version=1, as_frame=False, parser="liac-arff").data
     except Exception as failure:
         raise Error(
-            f"mnist could not be fetched from OpenML ({failure}): give the folder of its idx files as data.path", "data"
+            f"mnist could not be fetched from OpenML ({failure}): give the folder of its idx files as data.path",
+            "data",
         ) from None
     return Table("mnist", x.reshape(-1, 1, 28, 28), quantised=True, official=10_000)
 
@@ -181,8 +205,13 @@ def _csv(path: Path) -> Table:
     body = lines[header:]
     for number, row in enumerate(body, start=1 + header):
         if len(row) != len(lines[0]):
-            raise Error(f"line {number} of '{path}' has {len(row)} cells, the first has {len(lines[0])}", "data.path")
-    x = np.array([[_number(cell) for cell in row] for row in body], dtype=object).reshape(len(body), len(lines[0]))
+            raise Error(
+                f"line {number} of '{path}' has {len(row)} cells, the first has {len(lines[0])}",
+                "data.path",
+            )
+    x = np.array([[_number(cell) for cell in row] for row in body], dtype=object).reshape(
+        len(body), len(lines[0])
+    )
     return Table(path.name, x, columns)
 
 
@@ -203,7 +232,9 @@ def _parquet(path: Path) -> Table:
     try:
         import pandas
     except ImportError:
-        raise Error("reading parquet needs pandas and pyarrow: pip install 'pyrovae[pandas]'", "data.path") from None
+        raise Error(
+            "reading parquet needs pandas and pyarrow: pip install 'pyrovae[pandas]'", "data.path"
+        ) from None
     frame = pandas.read_parquet(io.BytesIO(_bytes(path)))
     return Table(path.name, frame.to_numpy(dtype=object), tuple(map(str, frame.columns)))
 
@@ -218,7 +249,11 @@ def _idx(path: Path) -> Table:
     values = np.frombuffer(raw, _IDX[kind], offset=4 + 4 * dimensions)
     if values.size != np.prod(shape):
         raise Error(f"'{path}' says {shape} and holds {values.size} values", "data.path")
-    return Table(path.name, values.reshape(shape).astype(values.dtype.newbyteorder("=")), quantised=values.dtype.kind == "u")
+    return Table(
+        path.name,
+        values.reshape(shape).astype(values.dtype.newbyteorder("=")),
+        quantised=values.dtype.kind == "u",
+    )
 
 
 def _bytes(path: Path) -> bytes:
@@ -226,7 +261,12 @@ def _bytes(path: Path) -> bytes:
     return gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
 
 
-READERS: dict[str, Callable[[Path], Table]] = {".csv": _csv, ".npy": _npy, ".npz": _npz, ".parquet": _parquet}
+READERS: dict[str, Callable[[Path], Table]] = {
+    ".csv": _csv,
+    ".npy": _npy,
+    ".npz": _npz,
+    ".parquet": _parquet,
+}
 NAMED: dict[str, Callable[[], Table]] = {
     **{name: _sklearn(name) for name in ("breast-cancer", "digits", "iris", "wine")},
     "mnist": lambda: _mnist(None),

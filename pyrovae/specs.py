@@ -5,10 +5,12 @@
     [train]                        the keyword arguments of `fit`
     [evaluate]                     particles, rows, seed
     [model]                        one model, or several:
-    [models.NAME]                  a model, with `extends = "OTHER"` and settings of its own in [models.NAME.train]
+    [models.NAME]                  a model, with `extends = "OTHER"` and settings of its own in
+    [models.NAME.train]
 
-Where a model's field takes one value, a list is a choice, made on the validation rows. `--set a.b=c` changes an entry
-before anything is checked. All tables are checked before anything is loaded or fitted.
+Where a model's field takes one value, a list is a choice, made on the validation rows. `--set
+a.b=c` changes an entry before anything is checked. All tables are checked before anything is
+loaded or fitted.
 """
 
 import importlib
@@ -26,14 +28,16 @@ from pyrovae.data import Data, load
 from pyrovae.errors import Error
 from pyrovae.fitting import fit
 from pyrovae.models import Model
-from pyrovae.runs import Run
 from pyrovae.part import Part, check, json_schema, keywords, roles, unknown
+from pyrovae.runs import Run
 
 Tree = dict[str, Any]
 TABLES = ("data", "evaluate", "import", "model", "models", "train")
 
 
-def evaluation(*, particles: PositiveInt = 1000, rows: PositiveInt | None = None, seed: NonNegativeInt = 0) -> Tree:
+def evaluation(
+    *, particles: PositiveInt = 1000, rows: PositiveInt | None = None, seed: NonNegativeInt = 0
+) -> Tree:
     """The settings of an evaluation.
 
     Args:
@@ -70,7 +74,12 @@ class Spec:
 
     def table(self, name: str) -> Tree:
         """All that a fit of one model depends on."""
-        tree = {"data": self.data, "evaluate": self.evaluate, "train": self.train[name], "model": self.models[name]}
+        tree = {
+            "data": self.data,
+            "evaluate": self.evaluate,
+            "train": self.train[name],
+            "model": self.models[name],
+        }
         return tree | ({"import": list(self.imports)} if self.imports else {})
 
 
@@ -125,7 +134,9 @@ def parse(tree: Tree, name: str, changes: Sequence[str] = (), folder: Path | Non
         train[key] = merged(tree.get("train", {}), own)
         check(keywords(fit), train[key], f"{prefix}{key}.train" if own else "train")
         models[key] = table
-    return Spec(name, tree.get("data", {}), tree.get("evaluate", {}), models, train, tuple(imports))
+    return Spec(
+        name, tree.get("data", {}), tree.get("evaluate", {}), models, train, tuple(imports)
+    )
 
 
 def build(table: Tree, event: tuple[int, ...], path: str = "model") -> Model:
@@ -140,7 +151,9 @@ def candidates(table: Tree, path: str = "model") -> Iterator[tuple[str, Tree]]:
         decided, words = table, []
         for (steps, _), value in zip(choices, decision, strict=True):
             decided = merged(decided, _nested(steps, value))
-            words.append(f"{'.'.join(steps)}={value['kind'] if isinstance(value, Mapping) else value}")
+            words.append(
+                f"{'.'.join(steps)}={value['kind'] if isinstance(value, Mapping) else value}"
+            )
         yield ", ".join(words), decided
 
 
@@ -149,7 +162,11 @@ def merged(tree: Tree, changes: Mapping[str, Any]) -> Tree:
     result = dict(tree)
     for key, new in changes.items():
         old = {"kind": result[key]} if isinstance(result.get(key), str) else result.get(key)
-        same = isinstance(old, Mapping) and isinstance(new, Mapping) and new.get("kind", old.get("kind")) == old.get("kind")
+        same = (
+            isinstance(old, Mapping)
+            and isinstance(new, Mapping)
+            and new.get("kind", old.get("kind")) == old.get("kind")
+        )
         result[key] = merged(dict(old), new) if same else new  # type: ignore[arg-type]
     return result
 
@@ -175,7 +192,10 @@ def schema() -> Tree:
             "train": train,
             "evaluate": evaluate,
             "model": model,
-            "models": {"type": "object", "additionalProperties": {"anyOf": [model, {"required": ["extends"]}]}},
+            "models": {
+                "type": "object",
+                "additionalProperties": {"anyOf": [model, {"required": ["extends"]}]},
+            },
         },
         "$defs": parts,
     }
@@ -191,7 +211,9 @@ def _member_schema(kind: str, member: type[Part]) -> Tree:
     return own | {"description": (member.__doc__ or "").strip().splitlines()[0]}
 
 
-def _choices(role: type[Part], table: Mapping[str, Any], path: str) -> Iterator[tuple[tuple[str, ...], list[Any]]]:
+def _choices(
+    role: type[Part], table: Mapping[str, Any], path: str
+) -> Iterator[tuple[tuple[str, ...], list[Any]]]:
     member = role.members.get(table.get("kind", ""))
     for name, field in member.fields.model_fields.items() if member else ():
         value, types = table.get(name), list(_types(field.annotation))
@@ -201,7 +223,10 @@ def _choices(role: type[Part], table: Mapping[str, Any], path: str) -> Iterator[
                 raise Error("is a choice among nothing", f"{path}.{name}")
             yield (name,), value
         elif isinstance(value, Mapping) and inner:
-            yield from (((name, *steps), values) for steps, values in _choices(inner, value, f"{path}.{name}"))
+            yield from (
+                ((name, *steps), values)
+                for steps, values in _choices(inner, value, f"{path}.{name}")
+            )
 
 
 def _types(annotation: Any) -> Iterator[Any]:
@@ -237,7 +262,9 @@ def _set(tree: Tree, change: str) -> Tree:
     path, sign, text = change.partition("=")
     steps = tuple(path.strip().split("."))
     if not sign or not all(steps):
-        raise Error(f"--set takes a dotted path and a value, such as train.epochs=20, got '{change}'")
+        raise Error(
+            f"--set takes a dotted path and a value, such as train.epochs=20, got '{change}'"
+        )
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -273,9 +300,14 @@ def _import(module: str, folder: Path | None) -> None:
     try:
         importlib.import_module(module)
     except ModuleNotFoundError as failure:
-        raise Error(f"there is no module '{failure.name}' beside the spec or installed", "import") from None
+        raise Error(
+            f"there is no module '{failure.name}' beside the spec or installed", "import"
+        ) from None
     except Exception as failure:
-        raise Error(f"the module '{module}' cannot be imported: {type(failure).__name__}: {failure}", "import") from None
+        raise Error(
+            f"the module '{module}' cannot be imported: {type(failure).__name__}: {failure}",
+            "import",
+        ) from None
     finally:
         for place in places:
             sys.path.remove(place)

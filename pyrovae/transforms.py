@@ -1,26 +1,27 @@
 r"""Preprocessing: steps that are drawn, and steps that are inverted.
 
-*Noise* makes what is modelled out of what was measured, and belongs to the data: `Binarize` turns grey values into zeros and
-ones, `Dequantize` spreads a whole number over the unit interval above it. For the latter, by Jensen's inequality,
+*Noise* makes what is modelled out of what was measured, and belongs to the data: `Binarize` turns
+grey values into zeros and ones, `Dequantize` spreads a whole number over the unit interval above
+it. For the latter, by Jensen's inequality,
 
     E_u log p(x + u) <= log \int p(x + u) du = log P(x),
 
-so a density of dequantised values bounds the probability of the whole numbers from below, on average over u. (A note on the
-evaluation of generative models, Theis, van den Oord & Bethge, 2016.)
+so a density of dequantised values bounds the probability of the whole numbers from below, on
+average over u. (A note on the evaluation of generative models, Theis, van den Oord & Bethge,
+2016.)
 
-An *invertible* step is a `torch.distributions` transform T and belongs to the model, see `Transformed`: the log-Jacobian
-brings the density back to the raw scale.
+An *invertible* step is a `torch.distributions` transform T and belongs to the model, see
+`Transformed`: the log-Jacobian brings the density back to the raw scale.
 """
 
 from abc import abstractmethod
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.distributions.transforms import AffineTransform
 from torch.distributions.transforms import Transform as Bijection
-from typing_extensions import Annotated
 
 from pyrovae.errors import Error
 from pyrovae.part import Part
@@ -77,9 +78,11 @@ class Binarize(Transform):
     """Zeros and ones out of intensities, which are values from 0 to the largest one of the training rows.
 
     Args:
-        stochastic: a one with probability intensity / largest, drawn anew at every use in training, and once, by the seed, for
-            validation and test rows (On the quantitative analysis of deep belief networks, Salakhutdinov & Murray, 2008).
-        threshold: without `stochastic`, a one where the intensity exceeds this fraction of the largest.
+        stochastic: a one with probability intensity / largest, drawn anew at every use in
+            training, and once, by the seed, for validation and test rows (On the quantitative
+            analysis of deep belief networks, Salakhutdinov & Murray, 2008).
+        threshold: without `stochastic`, a one where the intensity exceeds this fraction of the
+            largest.
     """
 
     stochastic: bool = False

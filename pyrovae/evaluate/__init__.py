@@ -3,4 +3,12 @@
 from pyrovae.evaluate.comparison import Comparison, compare, select
 from pyrovae.evaluate.likelihood import LogLikelihood, bound, log_likelihood, log_weights
 
-__all__ = ["Comparison", "LogLikelihood", "bound", "compare", "log_likelihood", "log_weights", "select"]
+__all__ = [
+    "Comparison",
+    "LogLikelihood",
+    "bound",
+    "compare",
+    "log_likelihood",
+    "log_weights",
+    "select",
+]

@@ -1,10 +1,11 @@
 r"""Which model explains the test rows best: all on the same rows, in the same units, with a paired error.
 
-For models a and b the difference per row is d_i = log p_a(x_i) - log p_b(x_i), its mean the difference of the means, and its
-standard error sd(d) / sqrt(n), which is far smaller than that of either mean where both find the same rows hard.
+For models a and b the difference per row is d_i = log p_a(x_i) - log p_b(x_i), its mean the
+difference of the means, and its standard error sd(d) / sqrt(n), which is far smaller than that of
+either mean where both find the same rows hard.
 
-Numbers are only put side by side when they are of one kind: a probability of zeros and ones and a density of real numbers
-are not, and no constant turns one into the other.
+Numbers are only put side by side when they are of one kind: a probability of zeros and ones and a
+density of real numbers are not, and no constant turns one into the other.
 """
 
 import io
@@ -74,7 +75,14 @@ class Comparison:
         """The comparison as a rich table."""
         table = Table(caption=self._caption(), caption_justify="left")
         table.add_column("model", no_wrap=True)
-        for title in ("log p(x), nats", "", "from the best", "k-hat > 0.7", "parameters", "seconds"):
+        for title in (
+            "log p(x), nats",
+            "",
+            "from the best",
+            "k-hat > 0.7",
+            "parameters",
+            "seconds",
+        ):
             table.add_column(title, justify="right", no_wrap=True)
         for entry in self.entries:
             result = entry.result
@@ -82,7 +90,9 @@ class Comparison:
                 entry.name,
                 f"{result.mean:.2f} ± {result.se:.2f}",
                 result.kind,
-                f"{entry.difference:.2f} ± {entry.difference_se:.2f}" if entry.difference_se else "best",
+                f"{entry.difference:.2f} ± {entry.difference_se:.2f}"
+                if entry.difference_se
+                else "best",
                 "-" if result.exact or math.isnan(result.heavy) else f"{result.heavy:.1%}",
                 f"{entry.parameters:,}",
                 "-" if math.isnan(entry.seconds) else f"{entry.seconds:.1f}",
@@ -91,9 +101,13 @@ class Comparison:
 
     def _caption(self) -> str:
         results = [entry.result for entry in self.entries]
-        lines = [f"Means over {len(results[0].value)} test rows ± standard error over rows, not over seeds; differences are paired by row."]
+        lines = [
+            f"Means over {len(results[0].value)} test rows ± standard error over rows, not over seeds; differences are paired by row."
+        ]
         if {result.exact for result in results} == {True, False}:
-            lines.append("An exact figure is log p(x); a lower bound says that log p(x) is at least that, in expectation.")
+            lines.append(
+                "An exact figure is log p(x); a lower bound says that log p(x) is at least that, in expectation."
+            )
         lines += [f"{name}: {text}." for name, text in self.chosen.items()]
         return "\n".join(lines)
 
@@ -104,10 +118,15 @@ class Comparison:
 
     def summary(self) -> dict[str, Any]:
         """The figures of all models, as they are written to results.json."""
-        return {"models": {entry.name: entry.summary() for entry in self.entries}, "chosen": dict(self.chosen)}
+        return {
+            "models": {entry.name: entry.summary() for entry in self.entries},
+            "chosen": dict(self.chosen),
+        }
 
 
-def select(candidates: Sequence[Model], validation: Any, *, particles: int = 100, seed: int = 0) -> tuple[int, list[float]]:
+def select(
+    candidates: Sequence[Model], validation: Any, *, particles: int = 100, seed: int = 0
+) -> tuple[int, list[float]]:
     """The candidate with the highest mean log p(x) on the validation rows: its index, and the mean of each.
 
     Raises:
@@ -117,7 +136,10 @@ def select(candidates: Sequence[Model], validation: Any, *, particles: int = 100
         raise Error("there is no candidate to choose from")
     if validation is None:
         raise Error("a choice among candidates is made on validation rows: pass validation")
-    means = [log_likelihood(model, validation, particles=particles, seed=seed).mean for model in candidates]
+    means = [
+        log_likelihood(model, validation, particles=particles, seed=seed).mean
+        for model in candidates
+    ]
     return max(range(len(means)), key=means.__getitem__), means
 
 
@@ -134,7 +156,8 @@ def compare(
     """Compare fitted models on the same test rows.
 
     Args:
-        models: name to model; a list of models is a choice, made on the validation rows, such as a mixture's K.
+        models: name to model; a list of models is a choice, made on the validation rows, such as a
+            mixture's K.
         test: rows, shape `(rows, *x)`, raw.
         validation: rows on which choices are made; never the test rows.
         particles: draws of z for each row.
@@ -142,20 +165,31 @@ def compare(
         seconds: how long each took to fit, for the table.
 
     Raises:
-        Error: no models; models whose numbers cannot be compared; test rows that a model cannot have generated.
+        Error: no models; models whose numbers cannot be compared; test rows that a model cannot
+            have generated.
     """
     if not models:
         raise Error("there is no model to compare")
     chosen: dict[str, str] = {}
-    finalists = {name: _finalist(name, model, validation, chosen) for name, model in models.items()}
+    finalists = {
+        name: _finalist(name, model, validation, chosen) for name, model in models.items()
+    }
     comparable(finalists)
     batch = as_batch(test)
-    results = {name: log_likelihood(model, batch, particles=particles, seed=seed) for name, model in finalists.items()}
-    return ranked(results, {name: model.size for name, model in finalists.items()}, seconds or {}, chosen)
+    results = {
+        name: log_likelihood(model, batch, particles=particles, seed=seed)
+        for name, model in finalists.items()
+    }
+    return ranked(
+        results, {name: model.size for name, model in finalists.items()}, seconds or {}, chosen
+    )
 
 
 def ranked(
-    results: Mapping[str, LogLikelihood], sizes: Mapping[str, int], seconds: Mapping[str, float], chosen: Mapping[str, str]
+    results: Mapping[str, LogLikelihood],
+    sizes: Mapping[str, int],
+    seconds: Mapping[str, float],
+    chosen: Mapping[str, str],
 ) -> Comparison:
     """The comparison of results on the same rows, the best first."""
     best = max(results.values(), key=lambda result: result.mean)
@@ -163,7 +197,9 @@ def ranked(
     for name, result in sorted(results.items(), key=lambda item: -item[1].mean):
         d = result.value - best.value
         se = float(d.std(ddof=1) / math.sqrt(len(d))) if len(d) > 1 else math.nan
-        entries.append(Entry(name, result, float(d.mean()), se, sizes[name], seconds.get(name, math.nan)))
+        entries.append(
+            Entry(name, result, float(d.mean()), se, sizes[name], seconds.get(name, math.nan))
+        )
     return Comparison(tuple(entries), chosen)
 
 
@@ -177,13 +213,19 @@ def comparable(models: Mapping[str, Model]) -> None:
     for other in others:
         a, b = models[first].tag, models[other].tag
         if a != b:
-            raise Error(f"'{first}' and '{other}' cannot be compared: log p(x) of the one is {a}, of the other {b}")
+            raise Error(
+                f"'{first}' and '{other}' cannot be compared: log p(x) of the one is {a}, of the other {b}"
+            )
 
 
-def _finalist(name: str, model: Model | Sequence[Model], validation: Any, chosen: dict[str, str]) -> Model:
+def _finalist(
+    name: str, model: Model | Sequence[Model], validation: Any, chosen: dict[str, str]
+) -> Model:
     if isinstance(model, Model):
         return model
     index, means = select(model, validation)
     tried = ", ".join(f"{mean:.2f}" for mean in means)
-    chosen[name] = f"candidate {index + 1} of {len(means)}, by log p(x) on the validation rows: {tried}"
+    chosen[name] = (
+        f"candidate {index + 1} of {len(means)}, by log p(x) on the validation rows: {tried}"
+    )
     return model[index]

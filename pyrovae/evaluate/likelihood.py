@@ -2,16 +2,20 @@ r"""log p(x) per row, with its uncertainty. Everything here is a reduction of on
 
     log w_k = log p(x, z_k) - log q(z_k | x),   z_k ~ q(z | x),   E[w_k] = p(x) .
 
-The estimate log p^_K = log (1/K) \sum_k w_k is, in expectation, a lower bound on log p(x) that rises with K, from the ELBO at
-K = 1. (Importance Weighted Autoencoders, Burda, Grosse & Salakhutdinov, 2016.) Four numbers say how far to trust it:
+The estimate log p^_K = log (1/K) \sum_k w_k is, in expectation, a lower bound on log p(x) that
+rises with K, from the ELBO at
+K = 1. (Importance Weighted Autoencoders, Burda, Grosse & Salakhutdinov, 2016.) Four numbers say
+how far to trust it:
 
 * its Monte-Carlo standard error, by the delta method sd(w) / (mean(w) sqrt(K));
 * the effective sample size (\sum w)^2 / \sum w^2;
-* the Pareto k-hat of the largest weights: above min(1 - 1/log10 K, 0.7) the weights' tail is too heavy for the K at hand, and
-  the standard error is too small as well (Pareto Smoothed Importance Sampling, Vehtari, Simpson, Gelman, Yao & Gabry, 2024);
+* the Pareto k-hat of the largest weights: above min(1 - 1/log10 K, 0.7) the weights' tail is too
+  heavy for the K at hand, and the standard error is too small as well (Pareto Smoothed Importance
+  Sampling, Vehtari, Simpson, Gelman, Yao & Gabry, 2024);
 * whether it is a bound at all: mixtures and linear models know log p(x).
 
-No training knob is read here: the log densities are the unscaled ones, in evaluation mode, without gradient.
+No training knob is read here: the log densities are the unscaled ones, in evaluation mode, without
+gradient.
 """
 
 import math
@@ -65,7 +69,9 @@ def _log_density(trace: poutine.Trace, particles: int, rows: int) -> Tensor:
         if site["type"] != "sample" or site_is_subsample(site):
             continue
         if all((frame.dim, frame.size) != (-1, rows) for frame in site["cond_indep_stack"]):
-            raise Error(f"the site '{name}' is not in a plate of the {rows} rows at dimension -1: only local latents have a log-weight per row")
+            raise Error(
+                f"the site '{name}' is not in a plate of the {rows} rows at dimension -1: only local latents have a log-weight per row"
+            )
         entry = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
         total = total + pyro.distributions.util.scale_and_mask(entry, mask=site["mask"])
     return total.expand(particles, rows)
@@ -103,7 +109,11 @@ class LogLikelihood:
     @property
     def se(self) -> float:
         """The standard error of the mean over rows, as if drawn from a population; NaN for a single row."""
-        return float(self.value.std(ddof=1) / math.sqrt(len(self.value))) if len(self.value) > 1 else math.nan
+        return (
+            float(self.value.std(ddof=1) / math.sqrt(len(self.value)))
+            if len(self.value) > 1
+            else math.nan
+        )
 
     @property
     def mean_mcse(self) -> float:
@@ -165,7 +175,7 @@ def log_likelihood(
     device: str | None = None,
     dtype: Literal["float32", "float64"] | None = None,
 ) -> LogLikelihood:
-    """log p(x) of each row, with its uncertainty.
+    """Log p(x) of each row, with its uncertainty.
 
     Args:
         model: a fitted model; it is as it was, to the bit, afterwards.
@@ -173,25 +183,36 @@ def log_likelihood(
         particles: draws of z for each row, K; an exact model needs none.
         seed: of the draws.
         device: where to compute, such as `cuda`; the model's own unless given.
-        dtype: `float32` or `float64`; the model's own unless given. Sums over particles are in float64 in any case.
+        dtype: `float32` or `float64`; the model's own unless given. Sums over particles are in
+            float64 in any case.
 
     Raises:
-        Error: rows of the wrong shape, not finite or outside the support; a latent that is not local.
+        Error: rows of the wrong shape, not finite or outside the support; a latent that is not
+            local.
     """
-    with torch.no_grad(), seeded(seed), in_mode(model, False), placed(model, device, dtype) as place:
+    with (
+        torch.no_grad(),
+        seeded(seed),
+        in_mode(model, False),
+        placed(model, device, dtype) as place,
+    ):
         batch = as_batch(data).to(*place)
         model.check(batch)
         if model.exact:
             return _exact(model.log_prob(batch), math.prod(model.event))
         blocks = list(_blocks(model, batch, particles))
     columns = (np.concatenate(column) for column in zip(*blocks, strict=True))
-    return LogLikelihood(*columns, particles=particles, exact=False, entries=math.prod(model.event))
+    return LogLikelihood(
+        *columns, particles=particles, exact=False, entries=math.prod(model.event)
+    )
 
 
 def _exact(log_prob: Tensor, entries: int) -> LogLikelihood:
     value = log_prob.double().cpu().numpy()
     none = np.zeros_like(value)
-    return LogLikelihood(value, none, none + 1, none - np.inf, value, particles=1, exact=True, entries=entries)
+    return LogLikelihood(
+        value, none, none + 1, none - np.inf, value, particles=1, exact=True, entries=entries
+    )
 
 
 def _blocks(model: Model, batch: Batch, particles: int) -> Iterator[tuple[Array, ...]]:
@@ -199,7 +220,9 @@ def _blocks(model: Model, batch: Batch, particles: int) -> Iterator[tuple[Array,
     at_once = min(particles, 256)
     for first in range(0, len(batch), max(1, BLOCK // at_once)):
         rows = batch[first : first + max(1, BLOCK // at_once)]
-        draws = [at_once] * (particles // at_once) + [particles % at_once] * (particles % at_once > 0)
+        draws = [at_once] * (particles // at_once) + [particles % at_once] * (
+            particles % at_once > 0
+        )
         log_w = torch.cat([log_weights(model, rows, k).double().cpu() for k in draws])
         if len(bad := torch.nonzero(log_w.isnan().any(0) | (log_w == torch.inf).any(0))):
             raise Error(f"the log-weight of row {first + int(bad[0])} is not finite")
@@ -237,7 +260,9 @@ def bound(model: Model, data: Any, seed: int = 0) -> float:
         batch = as_batch(data)
         if model.exact:
             return model.log_prob(batch).double().mean().item()
-        return sum(log_weights(model, rows).double().sum().item() for rows in _slices(batch)) / len(batch)
+        return sum(
+            log_weights(model, rows).double().sum().item() for rows in _slices(batch)
+        ) / len(batch)
 
 
 def _slices(batch: Batch) -> Iterator[Batch]:

@@ -4,4 +4,12 @@ from pyrovae.families.continuous import FixedNormal, MultivariateNormal, Normal,
 from pyrovae.families.discrete import Bernoulli, Poisson
 from pyrovae.families.family import Family
 
-__all__ = ["Bernoulli", "Family", "FixedNormal", "MultivariateNormal", "Normal", "Poisson", "SharedNormal"]
+__all__ = [
+    "Bernoulli",
+    "Family",
+    "FixedNormal",
+    "MultivariateNormal",
+    "Normal",
+    "Poisson",
+    "SharedNormal",
+]

@@ -4,9 +4,10 @@ With a diagonal covariance
 
     log p(x | h) = -1/2 \sum_i ((x_i - mu_i) / sigma_i)^2 - D/2 log 2 pi - \sum_i log sigma_i .
 
-A likelihood whose scale is free has no maximum: a component that shrinks onto one data point sends it to infinity.
-(Leveraging the Exact Likelihood of Deep Latent Variable Models, Mattei & Frellsen, 2018.) So every learned scale has a
-floor, a fraction of the data's standard deviation in that column once the family has seen data, and absolute before.
+A likelihood whose scale is free has no maximum: a component that shrinks onto one data point sends
+it to infinity. (Leveraging the Exact Likelihood of Deep Latent Variable Models, Mattei & Frellsen,
+2018.) So every learned scale has a floor, a fraction of the data's standard deviation in that
+column once the family has seen data, and absolute before.
 """
 
 from typing import ClassVar
@@ -108,8 +109,9 @@ class Normal(Family):
 class MultivariateNormal(Family):
     r"""A normal with a full covariance from the network, N(x; mu(h), L L'), L lower triangular.
 
-    The M-step raises the eigenvalues of the covariance, in units of the data's standard deviations, to `floor`^2: it is the
-    maximum under that constraint, so the likelihood never decreases.
+    The M-step raises the eigenvalues of the covariance, in units of the data's standard
+    deviations, to `floor`^2: it is the maximum under that constraint, so the likelihood never
+    decreases.
 
     Args:
         floor: the smallest standard deviation in any direction, as a fraction of the data's.
@@ -119,7 +121,9 @@ class MultivariateNormal(Family):
 
     def setup(self, event: tuple[int, ...]) -> None:
         if len(event) != 1:
-            raise Error(f"multivariate-normal needs rows that are vectors, got the shape {tuple(event)}: flatten the data")
+            raise Error(
+                f"multivariate-normal needs rows that are vectors, got the shape {tuple(event)}: flatten the data"
+            )
         self.event = Size(event)
         self.params = Size((event[0] + event[0] * (event[0] + 1) // 2,))
         self.unit = nn.Buffer(torch.ones(event))

@@ -3,18 +3,17 @@ r"""Families over whole numbers. Their densities are probabilities: log p is at 
     Bernoulli   log p(x | h) = \sum_i x_i h_i - log(1 + e^{h_i}),        h the log-odds
     Poisson     log p(x | h) = \sum_i x_i log r_i - r_i - log x_i!,      r = e^h
 
-A component of a mixture that saw no 1 in a column would give a later 1 the probability 0 and its row log p = -infinity: the
-M-steps keep probabilities and rates above a floor.
+A component of a mixture that saw no 1 in a column would give a later 1 the probability 0 and its
+row log p = -infinity: the M-steps keep probabilities and rates above a floor.
 """
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import pyro.distributions as dist
 from pydantic import Field
 from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
-from typing_extensions import Annotated
 
 from pyrovae.families.family import Family
 
@@ -45,7 +44,8 @@ class Poisson(Family):
     """Independent counts, with h the logarithm of the rate.
 
     Args:
-        floor: the smallest rate, which keeps the probability of a count that was never seen above zero.
+        floor: the smallest rate, which keeps the probability of a count that was never seen above
+            zero.
     """
 
     floor: Floor = 1e-4

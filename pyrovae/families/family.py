@@ -1,11 +1,13 @@
 """The role of p(x | h) and q(z | h): from a network's output to a distribution.
 
-A family says which shape it needs from a network (`params`), and turns an `h` of that shape into a distribution over its
-event. The same class serves as likelihood, as guide where its samples are reparameterised, z = mu + sigma * eps, and as
-the component of a mixture, whose "network" is a table with one row of `h` per component.
+A family says which shape it needs from a network (`params`), and turns an `h` of that shape into a
+distribution over its event. The same class serves as likelihood, as guide where its samples are
+reparameterised, z = mu + sigma * eps, and as the component of a mixture, whose "network" is a
+table with one row of `h` per component.
 
-For mixtures fitted by EM a family states its sufficient statistics T(x) and the *closed-form M-step*: the h at which the
-expected statistics equal given ones, which is where sum_i r_i log p(x_i | h) is largest.
+For mixtures fitted by EM a family states its sufficient statistics T(x) and the *closed-form
+M-step*: the h at which the expected statistics equal given ones, which is where sum_i r_i log
+p(x_i | h) is largest.
 """
 
 from abc import abstractmethod
@@ -29,7 +31,8 @@ _WORDS = {
 class Family(Part):
     """The role of p(x | h) and q(z | h). A member is a final class with `forward`; `FixedNormal` is the shortest.
 
-    A member sets `support`, the values that an entry of the event can take, and `planes`, how many parameters an entry has.
+    A member sets `support`, the values that an entry of the event can take, and `planes`, how many
+    parameters an entry has.
     """
 
     support: ClassVar[Constraint] = constraints.real

@@ -1,18 +1,20 @@
 r"""The mixture model: a VAE whose latent is finite, k ~ Categorical(pi), x | k ~ p(x | h_k).
 
-The decoder is a table, one row h_k per component, and the sum over k can be done, so log p(x) is known and the guide is the
+The decoder is a table, one row h_k per component, and the sum over k can be done, so log p(x) is
+known and the guide is the
 exact posterior:
 
     r_ik = pi_k p(x_i | h_k) / \sum_j pi_j p(x_i | h_j)                    (E-step)
     N_k = \sum_i r_ik,   pi_k = N_k / N,
     h_k = the h with E[T(x) | h] = \sum_i r_ik T(x_i) / N_k                (M-step)
 
-With the exact posterior as guide the bound is tight, and each EM iteration raises log p(x) until it stands still.
-(Maximum Likelihood from Incomplete Data via the EM Algorithm, Dempster, Laird & Rubin, 1977.) All that the M-step needs
-of the data is `Statistics`, and these add up over chunks of rows.
+With the exact posterior as guide the bound is tight, and each EM iteration raises log p(x) until
+it stands still. (Maximum Likelihood from Incomplete Data via the EM Algorithm, Dempster, Laird &
+Rubin, 1977.) All that the M-step needs of the data is `Statistics`, and these add up over chunks
+of rows.
 
-By SVI the gradient flows through the model only: Fisher's identity, d log p(x) = E_r[d log p(x, k)], makes the term
-through the guide zero in expectation, and leaving it out takes its noise away.
+By SVI the gradient flows through the model only: Fisher's identity, d log p(x) = E_r[d log p(x,
+k)], makes the term through the guide zero in expectation, and leaving it out takes its noise away.
 """
 
 from math import prod
@@ -39,7 +41,8 @@ class Mixture(Model):
     Args:
         x: the event shape of the data.
         components: how many.
-        family: p(x | k); its own name says the covariance, such as multivariate-normal for a full one.
+        family: p(x | k); its own name says the covariance, such as multivariate-normal for a full
+            one.
     """
 
     x: Shape
@@ -55,11 +58,15 @@ class Mixture(Model):
         self.h = nn.Parameter(torch.randn(self.components, *self.family.params))
 
     def joint(self, x: Tensor) -> Tensor:
-        """log p(x, k), shape `(rows, components)`."""
-        return self.logits.log_softmax(-1) + self.family(self.h).log_prob(x.unsqueeze(-1 - len(self.x)))
+        """Log p(x, k), shape `(rows, components)`."""
+        return self.logits.log_softmax(-1) + self.family(self.h).log_prob(
+            x.unsqueeze(-1 - len(self.x))
+        )
 
     def log_prob(self, batch: Batch) -> Tensor:
-        return torch.cat([self.joint(batch.x[rows]).logsumexp(-1) for rows in self._chunks(len(batch))])
+        return torch.cat(
+            [self.joint(batch.x[rows]).logsumexp(-1) for rows in self._chunks(len(batch))]
+        )
 
     def model(self, batch: Batch) -> Tensor:
         pyro.module("mixture", self)
@@ -105,7 +112,9 @@ class Mixture(Model):
             Error: fewer rows than components.
         """
         if len(batch) < self.components:
-            raise Error(f"{self.components} components need at least as many rows, got {len(batch)}")
+            raise Error(
+                f"{self.components} components need at least as many rows, got {len(batch)}"
+            )
         self.family.start(batch.x)
         scaled = (batch.x / spread(batch.x)).flatten(1)
         nearest = torch.cdist(scaled, _plusplus(scaled, self.components)).argmin(-1)

@@ -1,8 +1,9 @@
 """The role of a model: a joint density p(x, z) and a guide q(z | x), as two Pyro programs over one batch.
 
-`model(batch)` and `guide(batch)` are plain Pyro: they work with `pyro.infer.SVI`, with any handler and with `Predictive`.
-Latents live in a plate called "data" at dimension -1, particles at -2, so log densities have the shape
-`(particles, rows)`. Fitting and evaluation know nothing else of a model.
+`model(batch)` and `guide(batch)` are plain Pyro: they work with `pyro.infer.SVI`, with any handler
+and with `Predictive`. Latents live in a plate called "data" at dimension -1, particles at -2, so
+log densities have the shape `(particles, rows)`. Fitting and evaluation know nothing else of a
+model.
 """
 
 from abc import abstractmethod
@@ -36,7 +37,10 @@ class Tag:
     given: str = ""
 
     def __str__(self) -> str:
-        word = {"counting": "a probability (counting measure)", "lebesgue": "a density (Lebesgue measure)"}[self.measure]
+        word = {
+            "counting": "a probability (counting measure)",
+            "lebesgue": "a density (Lebesgue measure)",
+        }[self.measure]
         return f"{word} given {self.given}" if self.given else word
 
 
@@ -60,8 +64,8 @@ class Statistics(NamedTuple):
 class Model(Part):
     """The role of a joint density with a guide. A member has a field `x`, its event shape; `VAE` is the one to read.
 
-    `method` is how `fit` trains it unless told otherwise. A member with `exact = True` knows log p(x) and gives it as
-    `log_prob(batch)`, shape `(rows,)`.
+    `method` is how `fit` trains it unless told otherwise. A member with `exact = True` knows log
+    p(x) and gives it as `log_prob(batch)`, shape `(rows,)`.
     """
 
     method: ClassVar[Literal["svi", "em"]] = "svi"
@@ -101,8 +105,10 @@ class Model(Part):
         """Begin at the data, before the first step: all training rows. Nothing by default."""
 
     def log_prob(self, batch: Batch) -> Tensor:
-        """log p(x) in closed form, shape `(rows,)`, of a model with `exact = True`."""
-        raise Error(f"log p(x) of the model '{self.kind}' is an integral: estimate it with log_likelihood")
+        """Log p(x) in closed form, shape `(rows,)`, of a model with `exact = True`."""
+        raise Error(
+            f"log p(x) of the model '{self.kind}' is an integral: estimate it with log_likelihood"
+        )
 
     def expect(self, batch: Batch) -> Statistics:
         """The E-step over all rows of the batch, of a model that EM can fit."""
@@ -129,7 +135,11 @@ class Model(Part):
         blank = Batch(torch.zeros(rows, *self.event, device=device, dtype=dtype))
         with self.scope(), in_mode(self, False):
             trace = poutine.trace(poutine.uncondition(self.model)).get_trace(blank)
-        return next(site["value"] for site in trace.nodes.values() if site.get("infer", {}).get("was_observed"))
+        return next(
+            site["value"]
+            for site in trace.nodes.values()
+            if site.get("infer", {}).get("was_observed")
+        )
 
     def check(self, batch: Batch) -> None:
         """Refuse rows that the model cannot have generated.
@@ -139,10 +149,14 @@ class Model(Part):
         """
         x, event = batch.x, tuple(self.event)
         if tuple(x.shape[1:]) != event:
-            raise Error(f"rows of the data have the shape {tuple(x.shape[1:])}, the model's x has {event}")
+            raise Error(
+                f"rows of the data have the shape {tuple(x.shape[1:])}, the model's x has {event}"
+            )
         flat = x.flatten(1)
         if len(bad := torch.nonzero(~flat.isfinite().all(-1))):
-            raise Error(f"{len(bad)} of {len(x)} rows hold NaN or infinite values, the first is row {bad[0].item()}")
+            raise Error(
+                f"{len(bad)} of {len(x)} rows hold NaN or infinite values, the first is row {bad[0].item()}"
+            )
         outside = ~self.support.check(flat)
         if len(bad := torch.nonzero(outside)):
             row, column = bad[0].tolist()

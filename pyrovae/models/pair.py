@@ -1,14 +1,15 @@
 """A hand-written Pyro model and guide, as they are.
 
-Plain `pyro.param` statements live in Pyro's global store. Here each pair keeps a store of its own, and every call runs
-inside it: two pairs never meet, and nothing is lost when a call ends. After `start` the store's unconstrained tensors are
-also the pair's `torch.nn` parameters, so that it is saved, moved and counted like every other model.
+Plain `pyro.param` statements live in Pyro's global store. Here each pair keeps a store of its own,
+and every call runs inside it: two pairs never meet, and nothing is lost when a call ends. After
+`start` the store's unconstrained tensors are also the pair's `torch.nn` parameters, so that it is
+saved, moved and counted like every other model.
 """
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Annotated, Any
 
 import pyro
 import pyro.distributions as dist
@@ -18,7 +19,6 @@ from pyro import poutine
 from pyro.params.param_store import StateDict
 from torch import nn
 from torch.distributions.constraints import Constraint
-from typing_extensions import Annotated
 
 from pyrovae.batch import Batch
 from pyrovae.errors import Error
@@ -44,7 +44,9 @@ class Program:
         """`module:name`, under which a spec finds the function again."""
         address = f"{self.function.__module__}:{self.function.__qualname__}"
         if _find(address) is not self.function:
-            raise Error(f"'{address}' is not a function at the top of a module: a spec cannot name it")
+            raise Error(
+                f"'{address}' is not a function at the top of a module: a spec cannot name it"
+            )
         return address
 
     @classmethod
@@ -67,7 +69,9 @@ def _find(address: str) -> Any:
     return found
 
 
-Function = Annotated[Callable[[Batch], Any], PlainValidator(Program.parse), WithJsonSchema({"type": "string"})]
+Function = Annotated[
+    Callable[[Batch], Any], PlainValidator(Program.parse), WithJsonSchema({"type": "string"})
+]
 
 
 class Pair(Model):
@@ -99,13 +103,17 @@ class Pair(Model):
         with self.scope(), pyro.validation_enabled(False):
             guide = poutine.trace(self.guide).get_trace(batch)
             model = poutine.trace(poutine.replay(self.model, trace=guide)).get_trace(batch)
-        sites = [site["fn"] for name, site in model.nodes.items() if name in model.observation_nodes]
+        sites = [
+            site["fn"] for name, site in model.nodes.items() if name in model.observation_nodes
+        ]
         if not sites:
             raise Error("the model observes nothing: give its data to a sample statement as obs")
         self.observed = sites[-1]
         mine = set(self.parameters())
         for name, tensor in self.state["params"].items():
-            parameter = tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor.detach())
+            parameter = (
+                tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor.detach())
+            )
             self.state["params"][name] = parameter
             if parameter not in mine:
                 self.register_parameter(name.replace(".", "/"), parameter)

@@ -1,11 +1,12 @@
 r"""A model of y = T(x), as a model of x.
 
-A density is always on the scale of the raw data, so a model of standardised columns carries the log-Jacobian,
+A density is always on the scale of the raw data, so a model of standardised columns carries the
+log-Jacobian,
 
     log p(x) = log p_y(T(x)) + log |det dT/dx| .
 
-A handler does it: at the observed site it puts the family's distribution through T's inverse and observes x itself. What
-the model samples is x as well.
+A handler does it: at the observed site it puts the family's distribution through T's inverse and
+observes x itself. What the model samples is x as well.
 """
 
 from dataclasses import replace
@@ -36,9 +37,14 @@ class Transformed(Model):
 
     def setup(self) -> None:
         if self.base.tag.measure != "lebesgue":
-            raise Error(f"a transform of {self.base.takes} would leave the support: give it to a density", "base")
+            raise Error(
+                f"a transform of {self.base.takes} would leave the support: give it to a density",
+                "base",
+            )
         if not self.transform.invertible:
-            raise Error(f"{self.transform.kind} cannot be inverted: apply it to the data", "transform")
+            raise Error(
+                f"{self.transform.kind} cannot be inverted: apply it to the data", "transform"
+            )
         self.transform.setup(self.base.event)
         self.method, self.exact = self.base.method, self.base.exact  # type: ignore[misc]
 

@@ -2,8 +2,8 @@
 
     log p(x) = ELBO + KL(q(z|x) || p(z|x)),      ELBO = E_q[log p(x|z)] - KL(q(z|x) || p(z))
 
-Maximising the ELBO in the parameters of both programs raises log p(x) and draws q towards the posterior at once.
-Auto-Encoding Variational Bayes (Kingma & Welling, 2014).
+Maximising the ELBO in the parameters of both programs raises log p(x) and draws q towards the
+posterior at once. Auto-Encoding Variational Bayes (Kingma & Welling, 2014).
 """
 
 import pyro
@@ -29,7 +29,8 @@ class VAE(Model):
         z: the event shape of the latent.
         prior: p(z).
         likelihood: p(x | z), its parameters from the decoder.
-        posterior: q(z | x), its parameters from the encoder; a family with reparameterised samples.
+        posterior: q(z | x), its parameters from the encoder; a family with reparameterised
+            samples.
         encoder: the network from x to q's parameters.
         decoder: the network from z to the likelihood's parameters.
     """
@@ -50,7 +51,9 @@ class VAE(Model):
         self.encoder.setup(seen, self.posterior.params)
         self.decoder.setup(self.z, self.likelihood.params)
         if not self.posterior(torch.zeros(self.posterior.params)).has_rsample:
-            raise Error(f"{self.posterior.kind} has no reparameterised samples: use normal", "posterior")
+            raise Error(
+                f"{self.posterior.kind} has no reparameterised samples: use normal", "posterior"
+            )
 
     def q(self, seen: Tensor) -> dist.Distribution:
         """q(z | x), from what the encoder sees of x."""
