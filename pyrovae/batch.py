@@ -50,14 +50,14 @@ class Batch:
         )
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Self:
-        """The batch on a device; x and floating entries take the dtype, labels stay whole numbers."""
+        """The batch on a device; all entries but the labels, which stay whole, take the dtype."""
         labels = self.labels if self.labels is None else self.labels.to(device)
         moved = self.map(lambda entry: entry.to(device, dtype))
         return type(self)(moved.x, moved.context, labels, moved.offset)
 
     @property
     def given(self) -> tuple[Tensor, ...]:
-        """The entries that are there, in the order of the fields: the arguments of a plain Pyro model."""
+        """The entries that are there, in order: the arguments of a plain Pyro model."""
         return tuple(
             entry for field in fields(self) if (entry := getattr(self, field.name)) is not None
         )
@@ -67,7 +67,7 @@ pytree.register_dataclass(Batch)
 
 
 class Rows(Protocol):
-    """A sequence of rows that gives out batches: a `Batch`, or data whose noise is drawn anew at every use."""
+    """Rows that give out batches: a `Batch`, or data whose noise is new at every use."""
 
     def __len__(self) -> int: ...
 

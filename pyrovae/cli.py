@@ -1,4 +1,4 @@
-"""The command line. Every command is a thin layer over a function of the package, imported when it is needed."""
+"""The command line: each command is a thin layer over a function, imported when it is needed."""
 
 import sys
 from pathlib import Path
@@ -22,7 +22,7 @@ RunFolder = Annotated[
     Path, typer.Argument(metavar="RUN", help="A run folder.", show_default=False)
 ]
 Changes = Annotated[
-    list[str],
+    list[str] | None,
     typer.Option("--set", metavar="A.B=C", help="Change an entry of the spec; can be repeated."),
 ]
 Out = Annotated[
@@ -31,39 +31,44 @@ Out = Annotated[
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace a run folder that exists.")]
 Imports = Annotated[
-    list[str],
+    list[str] | None,
     typer.Option("--import", metavar="MODULE", help="Import a module with parts of your own."),
 ]
 
 
 @app.command()
-def fit(spec: SpecFile, changes: Changes = [], out: Out = None, force: Force = False) -> None:
+def fit(spec: SpecFile, changes: Changes = None, out: Out = None, force: Force = False) -> None:
     """Fit the model of a spec and save the run."""
     from pyrovae.experiment import fit_spec
     from pyrovae.specs import read_spec
 
-    run = fit_spec(read_spec(spec, changes), out or Path("runs") / spec.stem, force, typer.echo)
+    run = fit_spec(
+        read_spec(spec, changes or ()), out or Path("runs") / spec.stem, force, typer.echo
+    )
     typer.echo(f"saved in {run.folder}")
 
 
 @app.command()
-def evaluate(run: RunFolder, changes: Changes = [], imports: Imports = []) -> None:
+def evaluate(run: RunFolder, changes: Changes = None, imports: Imports = None) -> None:
     """Estimate log p(x) on the test rows of a run; the last line has the figure."""
     from pyrovae.experiment import evaluate_run
     from pyrovae.runs import open_run
     from pyrovae.specs import changed, import_modules
 
-    import_modules(imports, Path())
-    found = changed(open_run(run), changes)
+    import_modules(imports or (), Path())
+    found = changed(open_run(run), changes or ())
     result = evaluate_run(found)
     typer.echo(
-        f"{result.bits_per_dim:.3f} bits for each of {result.entries} dimensions, ELBO {result.elbo.mean():.2f} nats"
+        f"{result.bits_per_dim:.3f} bits for each of {result.entries} dimensions, "
+        f"ELBO {result.elbo.mean():.2f} nats"
     )
     typer.echo(str(result))
 
 
 @app.command()
-def compare(spec: SpecFile, changes: Changes = [], out: Out = None, force: Force = False) -> None:
+def compare(
+    spec: SpecFile, changes: Changes = None, out: Out = None, force: Force = False
+) -> None:
     """Fit the models of a spec, reusing finished runs, and compare them on the test rows."""
     from rich.console import Console
 
@@ -71,7 +76,7 @@ def compare(spec: SpecFile, changes: Changes = [], out: Out = None, force: Force
     from pyrovae.specs import read_spec
 
     folder = out or Path("runs") / spec.stem
-    comparison = compare_spec(read_spec(spec, changes), folder, force, typer.echo)
+    comparison = compare_spec(read_spec(spec, changes or ()), folder, force, typer.echo)
     Console(width=None if sys.stdout.isatty() else 120).print(comparison.table())
     typer.echo(f"saved in {folder}")
 
@@ -90,13 +95,13 @@ def sample(
         ),
     ] = None,
     force: Force = False,
-    imports: Imports = [],
+    imports: Imports = None,
 ) -> None:
     """Draw new rows from the model of a run."""
     from pyrovae.runs import open_run, write_samples
     from pyrovae.specs import import_modules
 
-    import_modules(imports, Path())
+    import_modules(imports or (), Path())
     path = write_samples(open_run(run), rows, seed, out or run / "samples.npy", force)
     typer.echo(f"{rows} rows in {path}")
 

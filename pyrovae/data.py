@@ -21,7 +21,7 @@ from pyrovae.errors import Error
 from pyrovae.models import Model, Transformed
 from pyrovae.part import validated
 from pyrovae.place import seeded
-from pyrovae.sources import Table, named, read, table
+from pyrovae.sources import NAMED, Table, named, read, table
 from pyrovae.transforms import Dequantize, Transform
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -96,7 +96,7 @@ class Data:
         """
         if self.quantised and model.tag.measure == "lebesgue":
             raise Error(
-                f"the values of '{self.name}' are whole levels, for which a density has no upper bound: "
+                f"the values of '{self.name}' are whole levels, of which a density has no bound: "
                 "add the transform 'dequantize', or choose a likelihood of probabilities"
             )
         for transform in reversed(self.transforms):
@@ -120,7 +120,7 @@ def load(
     """Load rows, preprocess and split them.
 
     Args:
-        data: an array, a tensor or a data frame, shape `(rows, *x)`; instead of `name` or `path`.
+        data: an array, a tensor or a data frame, shape `(rows, *x)`, or a name or path as below.
         name: `digits` (unless something else is given), `wine`, `breast-cancer`, `iris` or
             `mnist`.
         path: a file (npy, npz, csv, parquet, idx, gzipped or not); for `mnist` the folder of its
@@ -171,9 +171,11 @@ def load(
 
 
 def _source(data: Any, name: str | None, path: str | None) -> Table:
-    if data is not None:
-        if name or path:
-            raise Error("give rows, or a name or path, not both", "data")
+    if data is not None and (name or path):
+        raise Error("give rows, or a name or path, not both", "data")
+    if isinstance(data, (str, Path)):
+        name, path = (str(data), None) if str(data) in NAMED else (None, str(data))
+    elif data is not None:
         return table(data)
     if path and not name:
         return read(Path(path))
@@ -183,7 +185,7 @@ def _source(data: Any, name: str | None, path: str | None) -> Table:
 def _split(
     rows: int, official: int, validation: float, test: float, seed: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Indices for training, validation and test; the last `official` rows are a test set already."""
+    """Indices for training, validation and test; the last `official` rows are for test."""
     order = torch.randperm(rows - official, generator=torch.Generator().manual_seed(seed))
     tested = torch.arange(rows - official, rows)
     if not official:
@@ -193,7 +195,7 @@ def _split(
     held_out, train = order[:count], order[count:]
     if not len(tested) or not len(train) or (validation and not len(held_out)):
         raise Error(
-            f"{rows} rows are too few to split into training, validation ({validation}) and test ({test})",
+            f"{rows} rows are too few to set validation = {validation} and test = {test} aside",
             "data",
         )
     return train, held_out, tested

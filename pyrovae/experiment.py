@@ -125,12 +125,13 @@ def fit_spec(spec: Spec, folder: Path, force: bool, say: Say) -> Run:
     """Fit the one model of a spec."""
     if "model" not in spec.models:
         raise Error(
-            f"'{spec.name}' has several models: compare them with pyrovae compare, or keep one as [model]"
+            f"'{spec.name}' has several models: use pyrovae compare, or keep one as [model]"
         )
     vacant(folder, force)
     run = plan(spec, spec.load())["model"].fit(folder, force)
     say(
-        f"{run.model.kind}: {run.results['stopped']} after {run.results['epochs']} epochs in {run.results['seconds']:.1f} s"
+        f"{run.model.kind}: {run.results['stopped']} after {run.results['epochs']} epochs, "
+        f"{run.results['seconds']:.1f} s"
     )
     return run
 
@@ -161,7 +162,7 @@ def evaluated(model: Model, test: Batch, settings: dict[str, Any]) -> LogLikelih
 
 
 def compare_spec(spec: Spec, folder: Path, force: bool, say: Say) -> Comparison:
-    """Fit the models of a spec, or take finished runs whose spec is unchanged, and compare them on the test rows."""
+    """Compare the models of a spec on the test rows; finished runs of the same spec are reused."""
     if (folder / "weights.safetensors").exists():
         raise Error(f"'{folder}' is the run of one model: name another folder with --out")
     data = spec.load()
@@ -223,7 +224,8 @@ def _finished(item: Plan, folder: Path, force: bool) -> Run | None:
         changed.append("the data themselves")
     if changed:
         raise Error(
-            f"'{folder}' was fitted with another spec ({'; '.join(changed)}): fit again with --force, or name another folder with --out"
+            f"'{folder}' was fitted with another spec ({'; '.join(changed)}): "
+            "fit again with --force, or name another folder with --out"
         )
     return run
 

@@ -56,8 +56,8 @@ class History:
             else ""
         )
         return (
-            f"{self.stopped} after {len(self.epochs)} epochs in {self.seconds:.1f} s; weights of epoch {self.best}: "
-            f"bound {-last.loss:.2f} nats on training rows{validation}"
+            f"{self.stopped} after {len(self.epochs)} epochs in {self.seconds:.1f} s; weights of "
+            f"epoch {self.best}: bound {-last.loss:.2f} nats on training rows{validation}"
         )
 
     def plot(self) -> "Axes":
@@ -134,19 +134,21 @@ def fit(
         model.to(*place)
         everything = as_batch(rows)
         _refuse(model, everything, held_out, batch_size if method == "svi" else 1, patience)
-        common = {"epochs": epochs, "advance": bar.advance}
         passes: Callable[[], Iterator[Epoch]]
         if method == "em":
-            passes = partial(em, model, everything, tolerance=tolerance, **common)
+            passes = partial(
+                em, model, everything, epochs=epochs, tolerance=tolerance, advance=bar.advance
+            )
         else:
             passes = partial(
                 svi,
                 model,
                 rows,
                 objective=objective,
+                epochs=epochs,
                 batch_size=batch_size,
                 learning_rate=learning_rate,
-                **common,
+                advance=bar.advance,
             )
         runs = []
         for _ in range(restarts if start and method == "em" else 1):
@@ -158,6 +160,8 @@ def fit(
             )
         history, weights = min(runs, key=lambda run: run[0].epochs[run[0].best].loss)
         weights.restore()
+    if method == "em" and len(history.epochs) < epochs:
+        history = replace(history, stopped="converged")
     return replace(history, seconds=time.perf_counter() - began)
 
 
@@ -175,7 +179,7 @@ def _watch(
     try:
         for epoch in passes:
             value = math.nan if held_out is None else bound(model, held_out)
-            seen.append(epoch._replace(validation=value))
+            seen.append(replace(epoch, validation=value))
             bar.show(seen[-1])
             if method == "em" or held_out is None:
                 best = epoch.index

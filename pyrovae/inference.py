@@ -12,7 +12,8 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import pyro
 import pyro.infer
@@ -28,7 +29,8 @@ from pyrovae.optim import Optim
 from pyrovae.place import in_mode
 
 
-class Epoch(NamedTuple):
+@dataclass(frozen=True)
+class Epoch:
     """One pass over the training rows.
 
     Args:
@@ -45,8 +47,12 @@ class Epoch(NamedTuple):
     seconds: float = 0.0
 
 
+def _unheard(rows: int) -> None:
+    """Nobody wants to know how many rows are done."""
+
+
 class SVI(pyro.infer.SVI):  # type: ignore[misc]
-    """Pyro's SVI with a `step` per row: parameters in the order of their names, the loss a tensor that nothing waits for."""
+    """Pyro's SVI with a loss per row, a tensor that nothing waits for, and ordered parameters."""
 
     def __init__(
         self,
@@ -78,9 +84,9 @@ def svi(
     epochs: int = 100,
     batch_size: int = 128,
     learning_rate: float = 1e-3,
-    advance: Callable[[int], None] = lambda rows: None,
+    advance: Callable[[int], None] = _unheard,
 ) -> Iterator[Epoch]:
-    """Fit by stochastic gradient steps with Adam, on mini-batches in a new random order each epoch.
+    """Fit by steps of Adam on mini-batches, in a new random order each epoch.
 
     Args:
         model: it has seen the data (`model.start`).
@@ -107,7 +113,8 @@ def svi(
                 step, part = _culprit(model, engine, rows, batch_size)
                 good.restore()
                 raise Error(
-                    f"the fit failed in epoch {index}, step {step}: {part}. The weights are those from before the epoch"
+                    f"the fit failed in epoch {index}, step {step}: {part}; "
+                    "the weights are those from before the epoch"
                 )
         yield Epoch(index, total.item() / len(rows), seconds=time.perf_counter() - began)
 
@@ -118,7 +125,7 @@ def em(
     *,
     epochs: int = 100,
     tolerance: float = 1e-6,
-    advance: Callable[[int], None] = lambda rows: None,
+    advance: Callable[[int], None] = _unheard,
 ) -> Iterator[Epoch]:
     """Fit by expectation-maximisation until an iteration gains less than `tolerance` nats per row.
 
@@ -135,7 +142,7 @@ def em(
         log_prob = statistics.log_prob.item() / len(batch)
         if not _finite(statistics.log_prob):
             raise Error(
-                f"the fit failed in iteration {index}: the likelihood of the training rows became {log_prob}"
+                f"the fit failed in iteration {index}: the training likelihood became {log_prob}"
             )
         model.maximize(statistics)
         advance(len(batch))
@@ -146,7 +153,7 @@ def em(
 
 
 class Snapshot:
-    """The weights, the optimiser's state and the random numbers' state at one moment, to go back to."""
+    """The weights and the states of optimiser and random numbers at one moment, to go back to."""
 
     def __init__(self, model: Model, optim: Optim | None = None) -> None:
         self.model, self.optim = model, optim
@@ -188,7 +195,7 @@ def _finite(*tensors: Tensor) -> bool:
 
 
 def _culprit(model: Model, engine: SVI, rows: Rows, batch_size: int) -> tuple[int, str]:
-    """Take the epoch's steps again, up to the first that fails: its index, and what failed in it."""
+    """Take the epoch's steps again, up to the first that fails: its index, and what failed."""
     for step, batch in enumerate(_batches(rows, batch_size)):
         before = Snapshot(model)
         if not _finite(engine.step(batch), *model.parameters()):
@@ -200,11 +207,11 @@ def _culprit(model: Model, engine: SVI, rows: Rows, batch_size: int) -> tuple[in
 
 
 def _blame(model: Model, engine: SVI, batch: Batch) -> str:
-    """The first part, in the order of computation, whose output is not finite, else the first such gradient."""
+    """The first part whose output is not finite, else the first such gradient."""
     found: list[str] = []
 
     def watch(name: str) -> Callable[[Any, Any, Any], None]:
-        def hook(module: Any, inputs: Any, output: Any) -> None:
+        def hook(_module: Any, _inputs: Any, output: Any) -> None:
             if isinstance(output, Tensor) and not _finite(output):
                 found.append(f"'{name}' returned NaN or infinite values")
 

@@ -27,7 +27,7 @@ ACTIVATIONS = {
 
 
 class Network(Part):
-    """The role of a map between shapes. A member is a final class with `setup` and `forward`, such as `MLP`."""
+    """The role of a map between shapes. A member has `setup` and `forward`, such as `MLP`."""
 
     @abstractmethod
     def setup(self, source: tuple[int, ...], target: tuple[int, ...]) -> None:
@@ -63,4 +63,4 @@ class MLP(Network):
         )
 
     def forward(self, a: Tensor) -> Tensor:
-        return self.layers(a.flatten(-len(self.source))).unflatten(-1, self.target)  # type: ignore[no-any-return]
+        return self.layers(a.flatten(-len(self.source))).unflatten(-1, self.target)

@@ -16,7 +16,7 @@ from pyrovae.part import Part
 
 
 class Objective(Part):
-    """The role of a bound on log p(x), summed over the rows of a batch. `ELBO` is the shortest member."""
+    """The role of a bound on log p(x), summed over rows. `ELBO` is the shortest member."""
 
     def setup(self) -> None:
         """Nothing to make: an objective has no tensors."""
@@ -46,7 +46,9 @@ class ELBO(Objective):
 
 
 class MeanFieldELBO(Objective):
-    """The evidence lower bound with KL(q || p) in closed form where Pyro knows it: `pyro.infer.TraceMeanField_ELBO`.
+    """The evidence lower bound with KL(q || p) in closed form: `pyro.infer.TraceMeanField_ELBO`.
+
+    A pair of distributions whose KL is not registered falls back to the particles.
 
     Args:
         particles: draws of z for each row.

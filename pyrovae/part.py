@@ -93,14 +93,15 @@ class Part(nn.Module, ABC):
         if "kind" in vars(role):
             raise TypeError(f"{role.__name__} is final: wrap it instead of subclassing it.")
         cls.kind = re.sub(r"(?<=[a-z])(?=[A-Z])", "-", cls.__name__).lower()
-        known = role.members.get(cls.kind, cls)
+        members: dict[str, type[Part]] = role.members  # type: ignore[attr-defined]
+        known = members.get(cls.kind, cls)
         if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
             raise TypeError(
-                f"the kind '{cls.kind}' is taken by {known.__module__}.{known.__qualname__}: choose another name."
+                f"the kind '{cls.kind}' is taken by {known.__module__}.{known.__qualname__}."
             )
         cls.fields = _model(cls.__name__, _declared(cls))
-        cls.setup = _once(cls.setup)
-        role.members[cls.kind] = cls
+        cls.setup = _once(cls.setup)  # type: ignore[method-assign]
+        members[cls.kind] = cls
 
     @classmethod
     def from_spec(cls, spec: Any, path: str = "") -> Self:
@@ -135,7 +136,7 @@ class Part(nn.Module, ABC):
         return part
 
     def spec(self) -> dict[str, Any]:
-        """The table that declares this part: `type(self).from_spec(self.spec())` builds it again, without its weights."""
+        """The table that declares this part; `from_spec` builds it again, without its weights."""
         values = {name: encode(getattr(self, name)) for name in type(self).fields.model_fields}
         return {"kind": self.kind} | {
             name: value for name, value in values.items() if value is not None
@@ -182,7 +183,7 @@ def check(fields: type[BaseModel], values: Mapping[str, Any], path: str = "") ->
 
 
 def keywords(function: Callable[..., Any]) -> type[BaseModel]:
-    """The pydantic model of a function's keyword-only arguments, so that a call and a table of a file obey the same rules."""
+    """The keyword-only arguments of a function as fields, for calls and tables alike."""
     signature = inspect.signature(function, eval_str=True)
     chosen = (p for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY)
     return _model(function.__name__, {p.name: (p.annotation, _default(p.default)) for p in chosen})
@@ -190,19 +191,21 @@ def keywords(function: Callable[..., Any]) -> type[BaseModel]:
 
 def validated(function: Callable[P, R]) -> Callable[P, R]:
     """A function whose keyword-only arguments are checked as fields of a part are."""
-    fields = keywords(function)
+    fields, parameters = keywords(function), inspect.signature(function).parameters
+    others = parameters.keys() - fields.model_fields.keys()
 
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-        own = {name: kwargs.pop(name) for name in list(kwargs) if name in fields.model_fields}
-        return function(*args, **kwargs, **check(fields, own))  # type: ignore[arg-type]
+        data = {name: value for name, value in kwargs.items() if name in others}
+        settings = {name: value for name, value in kwargs.items() if name not in others}
+        return function(*args, **data, **check(fields, settings))
 
     return wrapper
 
 
 def json_schema(fields: type[BaseModel]) -> dict[str, Any]:
     """The JSON schema of fields; a part is a reference to the definition of its role."""
-    return _referenced(fields.model_json_schema())  # type: ignore[no-any-return]
+    return _referenced(fields.model_json_schema())
 
 
 def _referenced(schema: Any) -> Any:
@@ -222,7 +225,7 @@ def unknown(what: str, name: object, known: Iterable[str]) -> str:
 
 
 def encode(value: Any) -> Any:
-    """A field's value as TOML holds it: parts are tables, tuples are arrays, functions are `module:name`."""
+    """A field's value as TOML holds it: a part is a table, a function `module:name`."""
     if isinstance(value, Part):
         return value.spec()
     if isinstance(value, tuple):
@@ -233,7 +236,7 @@ def encode(value: Any) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """A value with arrays as tuples and NumPy numbers as Python's: what strict validation takes."""
+    """A value with lists as tuples and NumPy numbers as Python's, for strict validation."""
     if isinstance(value, (list, tuple)):
         return tuple(plain(item) for item in value)
     if isinstance(value, dict):
@@ -253,13 +256,9 @@ def _model(name: str, fields: dict[str, Any]) -> type[BaseModel]:
 
 
 def _declared(cls: type[Part]) -> dict[str, Any]:
-    """The annotations of a member with their defaults, which leave the class: they would hide the submodules."""
+    """A member's annotations and defaults, which leave the class: they would hide submodules."""
     hints = inspect.get_annotations(cls, eval_str=True)
-    own = {
-        name: hint
-        for name, hint in hints.items()
-        if get_origin(hint) is not ClassVar and hint is not ClassVar
-    }
+    own = {name: hint for name, hint in hints.items() if ClassVar not in (hint, get_origin(hint))}
     fields = {name: (hint, _default(vars(cls).get(name, ...))) for name, hint in own.items()}
     for name in own:
         if getattr(getattr(cls, name, None), "__isabstractmethod__", False):
@@ -302,5 +301,6 @@ def _sentence(error: ErrorDetails, known: list[str]) -> Error:
         )
     if error["type"] == "missing":
         return Error("is required", path)
-    message = re.sub(r"^(Input|Value) ", "", error["msg"]).replace("tuple", "list")
+    message = re.sub(r"^(Input|Value) ", "", error["msg"])
+    message = re.sub("[Tt]uple", "list", message).removesuffix(" after validation")
     return Error(f"{message[0].lower()}{message[1:]}, got {error['input']!r}", path)

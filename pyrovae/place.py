@@ -1,4 +1,4 @@
-"""Where and how a model runs for a while: seed, mode, device and precision, each put back as it was."""
+"""Where and how a model runs for a while: seed, mode, device and precision, each put back."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,7 +50,7 @@ def placed(
 
 @contextmanager
 def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """Every submodule in training or evaluation mode, and afterwards each in the mode that it was in."""
+    """Every submodule in training or evaluation mode; afterwards each in its own again."""
     modes = [(module, module.training) for module in model.modules()]
     model.train(training)
     try:
@@ -62,7 +62,7 @@ def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Torch's random numbers from this seed; afterwards its generators go on as if nothing had been drawn."""
+    """Random numbers from this seed; afterwards the generators go on as if none had been drawn."""
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         yield

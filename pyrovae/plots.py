@@ -1,4 +1,4 @@
-"""Plots, with matplotlib: each function draws on axes of its own or given ones, and returns them."""
+"""Plots, with matplotlib: each draws on given axes or axes of its own, and returns them."""
 
 import math
 from typing import TYPE_CHECKING
@@ -22,7 +22,7 @@ def _axes(ax: "Axes | None") -> "Axes":
 
 
 def history(history: "History", ax: "Axes | None" = None) -> "Axes":
-    """The bound in nats per row against the epoch, on training and, where there are, validation rows."""
+    """The bound in nats per row against the epoch, on training and on validation rows."""
     ax = _axes(ax)
     index = [epoch.index for epoch in history.epochs]
     ax.plot(index, [-epoch.loss for epoch in history.epochs], label="training")
@@ -36,7 +36,7 @@ def history(history: "History", ax: "Axes | None" = None) -> "Axes":
 
 
 def comparison(comparison: "Comparison", ax: "Axes | None" = None) -> "Axes":
-    """The paired difference of each model from the best, with two standard errors; bounds are drawn as open circles."""
+    """Each model's paired difference from the best with two standard errors; bounds are open."""
     ax = _axes(ax)
     for height, entry in enumerate(reversed(comparison.entries)):
         face = "C0" if entry.result.exact else "white"

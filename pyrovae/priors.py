@@ -27,7 +27,7 @@ Guide = Callable[[Tensor], dist.Distribution]
 
 
 class Prior(Part):
-    """The role of p(z). A member is a final class with `setup` and `forward`; `StandardNormal` is the shortest."""
+    """The role of p(z). A member has `setup` and `forward`; `StandardNormal` is the shortest."""
 
     @abstractmethod
     def setup(self, z: tuple[int, ...], seen: tuple[int, ...]) -> None:
@@ -48,7 +48,7 @@ class Prior(Part):
         """
 
     def start(self, seen: Tensor) -> None:
-        """Begin at the data, before the first step: `seen` is what the encoder sees of all rows, `(rows, *seen)`."""
+        """Begin at the data, before the first step: what the encoder sees, `(rows, *seen)`."""
 
 
 class StandardNormal(Prior):
@@ -65,7 +65,7 @@ class StandardNormal(Prior):
 
 
 class GaussianMixture(Prior):
-    r"""A mixture of normals with learned weights, p(z) = \sum_k \pi_k N(z; \mu_k, diag \sigma_k^2).
+    r"""A mixture of normals, p(z) = \sum_k \pi_k N(z; \mu_k, diag \sigma_k^2), all learned.
 
     Approximate Inference for Deep Latent Gaussian Mixtures (Nalisnick, Hertel & Smyth, 2016).
     """
@@ -83,7 +83,7 @@ class GaussianMixture(Prior):
 
 
 class Vamp(Prior):
-    r"""The variational mixture of posteriors, p(z) = 1/K \sum_k q(z | u_k), at K learned pseudo-inputs u_k.
+    r"""The variational mixture of posteriors, p(z) = 1/K \sum_k q(z | u_k), u_k learned.
 
     The pseudo-inputs start at rows of the data. VAE with a VampPrior (Tomczak & Welling, 2018).
     """

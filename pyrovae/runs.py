@@ -19,7 +19,7 @@ import shutil
 import tempfile
 import tomllib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
@@ -32,7 +32,6 @@ from safetensors.torch import load_file, save_file
 
 from pyrovae.errors import Error
 from pyrovae.fitting import History
-from pyrovae.inference import Epoch
 from pyrovae.models import Model
 from pyrovae.place import seeded
 
@@ -180,13 +179,17 @@ def _npy(x: torch.Tensor, file: IO[bytes]) -> None:
 
 
 def _png(x: torch.Tensor, file: IO[bytes]) -> None:
+    from matplotlib.figure import Figure
+
     from pyrovae.plots import images
 
     if x.ndim != 4 or x.shape[1] not in (1, 3):
         raise Error(
-            f"a png needs rows that are images, these have the shape {tuple(x.shape[1:])}: write npy or csv"
+            f"a png needs rows that are images, these are {tuple(x.shape[1:])}: write npy or csv"
         )
-    images(x).figure.savefig(file, format="png")
+    figure = Figure(layout="constrained")
+    images(x, figure.subplots())
+    figure.savefig(file, format="png")
 
 
 WRITERS: dict[str, Callable[[torch.Tensor, IO[bytes]], None]] = {
@@ -257,6 +260,6 @@ def _finite(tree: Any) -> Any:
 def _csv(history: History) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(Epoch._fields)
-    writer.writerows(history.epochs)
+    writer.writerow(("epoch", "loss", "validation", "seconds"))
+    writer.writerows(astuple(epoch) for epoch in history.epochs)
     return text.getvalue()

@@ -76,7 +76,7 @@ class Table:
             word = next(cell for cell in column if not isinstance(cell, (int, float)))
             name = self.columns[index] if self.columns else index + 1
             raise Error(
-                f"column '{name}' of '{self.name}' holds '{word}', which is no number: name the columns to use",
+                f"column '{name}' of '{self.name}' holds '{word}', no number: choose columns",
                 "data.columns",
             ) from None
 
@@ -91,7 +91,7 @@ def table(data: Any, name: str = "array") -> Table:
     x = np.array(data)
     if x.dtype.kind not in ("biufO" if columns else "biuf"):
         raise Error(
-            f"the values of '{name}' are not all numbers (their type is {x.dtype}): choose columns that are",
+            f"the values of '{name}' are not numbers (their type is {x.dtype})",
             "data",
         )
     if x.ndim < 2:
@@ -180,7 +180,8 @@ def _openml() -> Table:
         x = fetch_openml("mnist_784", version=1, as_frame=False, parser="liac-arff").data
     except Exception as failure:
         raise Error(
-            f"mnist could not be fetched from OpenML ({failure}): give the folder of its idx files as data.path",
+            f"mnist could not be fetched from OpenML ({failure}): "
+            "give the folder of its idx files as data.path",
             "data",
         ) from None
     return Table("mnist", x.reshape(-1, 1, 28, 28), quantised=True, official=10_000)
@@ -240,7 +241,7 @@ def _parquet(path: Path) -> Table:
 
 
 def _idx(path: Path) -> Table:
-    """The idx format of MNIST: two zero bytes, a type, the number of dimensions, their sizes, the values."""
+    """The idx format of MNIST: two zero bytes, a type, the number of sizes, sizes, values."""
     raw = _bytes(path)
     zero, kind, dimensions = struct.unpack(">HBB", raw[:4])
     if zero or kind not in _IDX or dimensions < 1:

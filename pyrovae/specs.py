@@ -145,7 +145,7 @@ def build(table: Tree, event: tuple[int, ...], path: str = "model") -> Model:
 
 
 def candidates(table: Tree, path: str = "model") -> Iterator[tuple[str, Tree]]:
-    """Every way to decide the choices of a model's table: what was decided, such as `components=20`, and the table."""
+    """Every way to decide a table's choices: what was decided, `components=20`, and the table."""
     choices = list(_choices(Model, table, path))
     for decision in itertools.product(*(values for _, values in choices)):
         decided, words = table, []
@@ -275,11 +275,11 @@ def _set(tree: Tree, change: str) -> Tree:
 def _nested(steps: tuple[str, ...], value: Any) -> Tree:
     for step in reversed(steps):
         value = {step: value}
-    return value  # type: ignore[no-any-return]
+    return value
 
 
 def changed(run: Run, changes: Sequence[str]) -> Run:
-    """A run with other settings of [data] and [evaluate]; its model and how it was trained stand."""
+    """A run with other settings of [data] and [evaluate]; its model and its training stand."""
     tree = run.spec
     for change in changes:
         if change.split(".")[0] not in ("data", "evaluate"):

@@ -28,7 +28,7 @@ from pyrovae.part import Part
 
 
 class Transform(Part):
-    """The role of a preprocessing step. A member is a final class with `forward`; `Dequantize` is the shortest.
+    """The role of a preprocessing step. A member has `forward`; `Dequantize` is the shortest.
 
     `invertible` members give `bijection`; all others are noise.
     """
@@ -56,7 +56,7 @@ class Transform(Part):
 
 
 class Standardize(Transform):
-    """Columns with mean 0 and standard deviation 1 on the training rows; a constant column is only centred."""
+    """Columns with mean 0 and standard deviation 1 on the training rows."""
 
     invertible: ClassVar[bool] = True
 
@@ -68,14 +68,14 @@ class Standardize(Transform):
         self.scale.copy_(spread(x))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.bijection()(x)  # type: ignore[no-any-return]
+        return self.bijection()(x)
 
     def bijection(self) -> Bijection:
         return AffineTransform(-self.loc / self.scale, 1 / self.scale)
 
 
 class Binarize(Transform):
-    """Zeros and ones out of intensities, which are values from 0 to the largest one of the training rows.
+    """Zeros and ones out of intensities, values from 0 to the largest of the training rows.
 
     Args:
         stochastic: a one with probability intensity / largest, drawn anew at every use in
@@ -106,7 +106,7 @@ class Binarize(Transform):
 
 
 class Dequantize(Transform):
-    """Whole numbers spread over the unit interval above them, x + u with u uniform, drawn as for `Binarize`."""
+    """Whole numbers spread over the interval above, x + u, u uniform, drawn as for `Binarize`."""
 
     @property
     def random(self) -> bool:

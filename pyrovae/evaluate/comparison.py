@@ -1,4 +1,4 @@
-r"""Which model explains the test rows best: all on the same rows, in the same units, with a paired error.
+r"""Which model explains the test rows best: same rows, same units, a paired error.
 
 For models a and b the difference per row is d_i = log p_a(x_i) - log p_b(x_i), its mean the
 difference of the means, and its standard error sd(d) / sqrt(n), which is far smaller than that of
@@ -102,19 +102,20 @@ class Comparison:
     def _caption(self) -> str:
         results = [entry.result for entry in self.entries]
         lines = [
-            f"Means over {len(results[0].value)} test rows ± standard error over rows, not over seeds; differences are paired by row."
+            f"Means over {len(results[0].value)} test rows ± standard error over rows, not seeds; "
+            "differences are paired by row."
         ]
         if {result.exact for result in results} == {True, False}:
             lines.append(
-                "An exact figure is log p(x); a lower bound says that log p(x) is at least that, in expectation."
+                "An exact figure is log p(x); a lower bound is, in expectation, at most log p(x)."
             )
         lines += [f"{name}: {text}." for name, text in self.chosen.items()]
         return "\n".join(lines)
 
     def __str__(self) -> str:
-        console = Console(file=io.StringIO(), width=120, color_system=None)
-        console.print(self.table())
-        return console.file.getvalue().rstrip()  # type: ignore[attr-defined, no-any-return]
+        text = io.StringIO()
+        Console(file=text, width=120, color_system=None).print(self.table())
+        return text.getvalue().rstrip()
 
     def summary(self) -> dict[str, Any]:
         """The figures of all models, as they are written to results.json."""
@@ -127,7 +128,7 @@ class Comparison:
 def select(
     candidates: Sequence[Model], validation: Any, *, particles: int = 100, seed: int = 0
 ) -> tuple[int, list[float]]:
-    """The candidate with the highest mean log p(x) on the validation rows: its index, and the mean of each.
+    """The candidate with the highest mean log p(x) on validation rows: its index, and all means.
 
     Raises:
         Error: no candidates, or no validation rows to choose on.
@@ -214,7 +215,8 @@ def comparable(models: Mapping[str, Model]) -> None:
         a, b = models[first].tag, models[other].tag
         if a != b:
             raise Error(
-                f"'{first}' and '{other}' cannot be compared: log p(x) of the one is {a}, of the other {b}"
+                f"'{first}' and '{other}' cannot be compared: "
+                f"log p(x) of the one is {a}, of the other {b}"
             )
 
 

@@ -1,4 +1,6 @@
-r"""log p(x) per row, with its uncertainty. Everything here is a reduction of one quantity, the log-weight
+r"""How large is log p(x), per row, and how sure is that.
+
+Everything here is a reduction of one quantity, the log-weight
 
     log w_k = log p(x, z_k) - log q(z_k | x),   z_k ~ q(z | x),   E[w_k] = p(x) .
 
@@ -40,11 +42,11 @@ from pyrovae.place import in_mode, placed, seeded
 
 Array = NDArray[np.float64]
 BLOCK = 4096
-"""Rows times particles that go through a model at a time: few enough for the activations to stay in cache."""
+"""Rows times particles that go through a model at a time: few enough to stay in cache."""
 
 
 def log_weights(model: Model, data: Any, particles: int = 1) -> Tensor:
-    """The log-weights log p(x, z) - log q(z | x), shape `(particles, rows)`, in the model's precision, with gradient.
+    """The log-weights log p(x, z) - log q(z | x), shape `(particles, rows)`, with gradient.
 
     Args:
         model: any model whose latents live in a plate at dimension -1.
@@ -70,7 +72,8 @@ def _log_density(trace: poutine.Trace, particles: int, rows: int) -> Tensor:
             continue
         if all((frame.dim, frame.size) != (-1, rows) for frame in site["cond_indep_stack"]):
             raise Error(
-                f"the site '{name}' is not in a plate of the {rows} rows at dimension -1: only local latents have a log-weight per row"
+                f"the site '{name}' is not in a plate of the {rows} rows at dimension -1: "
+                "only local latents have a log-weight per row"
             )
         entry = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
         total = total + pyro.distributions.util.scale_and_mask(entry, mask=site["mask"])
@@ -79,7 +82,7 @@ def _log_density(trace: poutine.Trace, particles: int, rows: int) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class LogLikelihood:
-    """log p(x) of each row, in nats, on the scale of the raw data. Every array has the shape `(rows,)`.
+    """log p(x) of each row, in nats, on the raw scale. Every array has the shape `(rows,)`.
 
     Args:
         value: the estimate of log p(x).
@@ -108,7 +111,7 @@ class LogLikelihood:
 
     @property
     def se(self) -> float:
-        """The standard error of the mean over rows, as if drawn from a population; NaN for a single row."""
+        """The standard error of the mean over rows, seen as a sample; NaN for a single row."""
         return (
             float(self.value.std(ddof=1) / math.sqrt(len(self.value)))
             if len(self.value) > 1
@@ -132,7 +135,7 @@ class LogLikelihood:
 
     @property
     def heavy(self) -> float:
-        """The share of rows with k-hat above 0.7; NaN where there were too few draws to fit a tail."""
+        """The share of rows with k-hat above 0.7; NaN with too few draws to fit a tail."""
         known = self.khat[~np.isnan(self.khat)]
         return float((known > 0.7).mean()) if len(known) else math.nan
 
@@ -160,8 +163,8 @@ class LogLikelihood:
         if self.exact:
             return f"{figure} (exact, {len(self.value)} rows)"
         return (
-            f"{figure} (lower bound, {len(self.value)} rows, {self.particles} particles, Monte-Carlo error "
-            f"{self.mean_mcse:.3f}, k-hat > 0.7 in {self.heavy:.1%} of rows)"
+            f"{figure} (lower bound, {len(self.value)} rows, {self.particles} particles, "
+            f"Monte-Carlo error {self.mean_mcse:.3f}, k-hat > 0.7 in {self.heavy:.1%} of rows)"
         )
 
 
@@ -201,9 +204,9 @@ def log_likelihood(
         if model.exact:
             return _exact(model.log_prob(batch), math.prod(model.event))
         blocks = list(_blocks(model, batch, particles))
-    columns = (np.concatenate(column) for column in zip(*blocks, strict=True))
+    value, mcse, ess, khat, elbo = (np.concatenate(column) for column in zip(*blocks, strict=True))
     return LogLikelihood(
-        *columns, particles=particles, exact=False, entries=math.prod(model.event)
+        value, mcse, ess, khat, elbo, particles, exact=False, entries=math.prod(model.event)
     )
 
 
@@ -216,7 +219,7 @@ def _exact(log_prob: Tensor, entries: int) -> LogLikelihood:
 
 
 def _blocks(model: Model, batch: Batch, particles: int) -> Iterator[tuple[Array, ...]]:
-    """value, mcse, ess, khat and elbo for a few rows at a time, so that memory grows with neither rows nor particles."""
+    """The columns of `LogLikelihood` for a few rows at a time: memory stays the same."""
     at_once = min(particles, 256)
     for first in range(0, len(batch), max(1, BLOCK // at_once)):
         rows = batch[first : first + max(1, BLOCK // at_once)]
@@ -230,7 +233,7 @@ def _blocks(model: Model, batch: Batch, particles: int) -> Iterator[tuple[Array,
 
 
 def reduce(log_w: Array) -> tuple[Array, Array, Array, Array, Array]:
-    """value, mcse, ess, khat and elbo, each `(rows,)`, of log-weights `(particles, rows)`."""
+    """The value, mcse, ess, khat and elbo, each `(rows,)`, of log-weights `(particles, rows)`."""
     particles = len(log_w)
     top = np.maximum(log_w.max(0), np.finfo(np.float64).min)
     w = np.exp(log_w - top)
@@ -242,7 +245,7 @@ def reduce(log_w: Array) -> tuple[Array, Array, Array, Array, Array]:
 
 
 def _khat(log_w: Array) -> float:
-    """The Pareto k-hat; NaN where there are too few draws for a tail, -infinity where the tail is one value."""
+    """The Pareto k-hat; NaN with too few draws for a tail, -infinity for a tail of one value."""
     from arviz_stats.base import array_stats
 
     tail = int(np.ceil(min(0.2 * len(log_w), 3 * math.sqrt(len(log_w)))))
@@ -255,7 +258,7 @@ def _khat(log_w: Array) -> float:
 
 
 def bound(model: Model, data: Any, seed: int = 0) -> float:
-    """The mean ELBO over rows, one draw each, the draws fixed by the seed; log p(x) where it is known."""
+    """The mean ELBO over rows, one draw each, fixed by the seed; log p(x) where it is known."""
     with torch.no_grad(), seeded(seed), in_mode(model, False):
         batch = as_batch(data)
         if model.exact:

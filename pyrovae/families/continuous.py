@@ -49,7 +49,7 @@ class FixedNormal(Family):
 
 
 class SharedNormal(Family):
-    """A normal with one learned standard deviation per dimension, the same for every row, N(x; h, diag sigma^2).
+    """A normal with one learned standard deviation per dimension, N(x; h, diag sigma^2).
 
     Args:
         floor: the smallest standard deviation, as a fraction of the data's.
@@ -107,7 +107,7 @@ class Normal(Family):
 
 
 class MultivariateNormal(Family):
-    r"""A normal with a full covariance from the network, N(x; mu(h), L L'), L lower triangular.
+    r"""A normal with a full covariance from the network, N(x; mu(h), L L').
 
     The M-step raises the eigenvalues of the covariance, in units of the data's standard
     deviations, to `floor`^2: it is the maximum under that constraint, so the likelihood never
@@ -122,7 +122,7 @@ class MultivariateNormal(Family):
     def setup(self, event: tuple[int, ...]) -> None:
         if len(event) != 1:
             raise Error(
-                f"multivariate-normal needs rows that are vectors, got the shape {tuple(event)}: flatten the data"
+                f"multivariate-normal takes vectors as rows, got {tuple(event)}: flatten them"
             )
         self.event = Size(event)
         self.params = Size((event[0] + event[0] * (event[0] + 1) // 2,))

@@ -29,17 +29,17 @@ _WORDS = {
 
 
 class Family(Part):
-    """The role of p(x | h) and q(z | h). A member is a final class with `forward`; `FixedNormal` is the shortest.
+    """The role of p(x | h) and q(z | h).
 
-    A member sets `support`, the values that an entry of the event can take, and `planes`, how many
-    parameters an entry has.
+    A member is a final class with `forward`; `FixedNormal` is the shortest. It sets `support`, the
+    values that an entry of the event can take, and `planes`, how many parameters an entry has.
     """
 
     support: ClassVar[Constraint] = constraints.real
     planes: ClassVar[int] = 1
 
     def setup(self, event: tuple[int, ...]) -> None:
-        """Take the event shape, from which `params`, the shape that a network has to deliver, follows."""
+        """Take the event shape; `params`, the shape that a network has to deliver, follows."""
         self.event = Size(event)
         self.params = self.event if self.planes == 1 else Size((self.planes, *event))
 
@@ -65,7 +65,7 @@ class Family(Part):
 
     @property
     def measure(self) -> str:
-        """The base measure of the density: `counting` for probabilities, `lebesgue` for densities."""
+        """The base measure: `counting` for probabilities, `lebesgue` for densities."""
         return "counting" if self.support.is_discrete else "lebesgue"
 
     @property
@@ -78,5 +78,5 @@ class Family(Part):
         raise Error(f"{self.kind} has no closed-form M-step: fit the mixture with method = 'svi'")
 
     def maximize(self, statistics: Tensor) -> Tensor:
-        """The h, `(components, *params)`, whose expected statistics are the given ones, `(components, statistics)`."""
+        """The h, `(components, *params)`, with expected statistics `(components, statistics)`."""
         raise Error(f"{self.kind} has no closed-form M-step: fit the mixture with method = 'svi'")

@@ -17,6 +17,7 @@ By SVI the gradient flows through the model only: Fisher's identity, d log p(x) 
 k)], makes the term through the guide zero in expectation, and leaving it out takes its noise away.
 """
 
+from collections.abc import Iterable
 from math import prod
 from typing import ClassVar, Literal
 
@@ -29,7 +30,7 @@ from torch.distributions.constraints import Constraint
 
 from pyrovae.batch import Batch
 from pyrovae.errors import Error
-from pyrovae.families import Family, MultivariateNormal
+from pyrovae.families import Bernoulli, Family, MultivariateNormal
 from pyrovae.models.model import Model, Statistics, Tag
 from pyrovae.part import Shape
 from pyrovae.transforms import spread
@@ -104,7 +105,7 @@ class Mixture(Model):
 
     @torch.no_grad()
     def start(self, batch: Batch) -> None:
-        """Components at the rows nearest to centres that k-means++ chooses, columns scaled to unit variance.
+        """Components from the rows nearest to centres of k-means++, columns scaled to variance 1.
 
         k-means++: The Advantages of Careful Seeding (Arthur & Vassilvitskii, 2007).
 
@@ -122,9 +123,13 @@ class Mixture(Model):
         self.maximize(self._count(r, batch.x, scaled.new_zeros(())))
 
     def _chunks(self, rows: int) -> list[slice]:
-        """Slices of rows whose table of log densities per entry, `(rows, components, *x)`, stays in cache."""
+        """Slices of rows whose log densities, `(rows, components, *x)`, stay in cache."""
         size = max(1, 2**20 // (self.components * prod(self.x)))
         return [slice(first, first + size) for first in range(0, rows, size)]
+
+    @classmethod
+    def examples(cls) -> Iterable["Mixture"]:
+        return cls(x=(2,), components=3), cls(x=(3,), components=2, family=Bernoulli())
 
     @property
     def event(self) -> tuple[int, ...]:
@@ -144,11 +149,11 @@ class Mixture(Model):
 
 
 def _plusplus(x: Tensor, centres: int) -> Tensor:
-    """Centres `(centres, columns)` among the rows of x, each drawn with probability proportional to its squared distance."""
-    chosen = [torch.randint(len(x), ()).item()]
+    """Rows of x as centres, each drawn in proportion to its squared distance to the others."""
+    chosen = [int(torch.randint(len(x), ()).item())]
     distance = (x - x[chosen[0]]).square().sum(-1)
     for _ in range(1, centres):
         weights = distance if distance.any() else torch.ones_like(distance)
-        chosen.append(torch.multinomial(weights, 1).item())
+        chosen.append(int(torch.multinomial(weights, 1).item()))
         distance = torch.minimum(distance, (x - x[chosen[-1]]).square().sum(-1))
     return x[torch.tensor(chosen, device=x.device)]

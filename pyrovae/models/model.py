@@ -1,4 +1,4 @@
-"""The role of a model: a joint density p(x, z) and a guide q(z | x), as two Pyro programs over one batch.
+"""The role of a model: p(x, z) and a guide q(z | x), two Pyro programs over one batch.
 
 `model(batch)` and `guide(batch)` are plain Pyro: they work with `pyro.infer.SVI`, with any handler
 and with `Predictive`. Latents live in a plate called "data" at dimension -1, particles at -2, so
@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import pyro
 import torch
@@ -44,7 +44,8 @@ class Tag:
         return f"{word} given {self.given}" if self.given else word
 
 
-class Statistics(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Statistics:
     """What an E-step finds: sums over rows, so those of two sets of rows add up to those of both.
 
     Args:
@@ -57,12 +58,12 @@ class Statistics(NamedTuple):
     t: Tensor
     log_prob: Tensor
 
-    def __add__(self, other: tuple[Tensor, ...]) -> "Statistics":  # type: ignore[override]
-        return Statistics(*(a + b for a, b in zip(self, other, strict=True)))
+    def __add__(self, other: "Statistics") -> "Statistics":
+        return Statistics(self.n + other.n, self.t + other.t, self.log_prob + other.log_prob)
 
 
 class Model(Part):
-    """The role of a joint density with a guide. A member has a field `x`, its event shape; `VAE` is the one to read.
+    """The role of a joint density with a guide. `VAE` is the member to read.
 
     `method` is how `fit` trains it unless told otherwise. A member with `exact = True` knows log
     p(x) and gives it as `log_prob(batch)`, shape `(rows,)`.
@@ -124,7 +125,7 @@ class Model(Part):
 
     @contextmanager
     def scope(self) -> Iterator[None]:
-        """Pyro's parameter store as this model sees it; outside, the store is what it was before."""
+        """Pyro's parameter store as this model sees it; outside, the store is as before."""
         with pyro.get_param_store().scope():
             yield
 
@@ -155,14 +156,15 @@ class Model(Part):
         flat = x.flatten(1)
         if len(bad := torch.nonzero(~flat.isfinite().all(-1))):
             raise Error(
-                f"{len(bad)} of {len(x)} rows hold NaN or infinite values, the first is row {bad[0].item()}"
+                f"{len(bad)} of {len(x)} rows hold NaN or infinite values, first {bad[0].item()}"
             )
         outside = ~self.support.check(flat)
         if len(bad := torch.nonzero(outside)):
             row, column = bad[0].tolist()
             raise Error(
-                f"{outside.any(-1).sum()} of {len(x)} rows are outside the likelihood's support, such as row {row} with the "
-                f"value {flat[row, column]:g}: it takes {self.takes}. Transform the data or choose another likelihood"
+                f"{outside.any(-1).sum()} of {len(x)} rows are outside the support, such as "
+                f"row {row} with the value {flat[row, column]:g}: {self.takes}; transform "
+                "the data or choose another likelihood"
             )
 
     @property

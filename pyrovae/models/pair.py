@@ -7,7 +7,7 @@ saved, moved and counted like every other model.
 """
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -17,7 +17,8 @@ import torch
 from pydantic import PlainValidator, WithJsonSchema
 from pyro import poutine
 from pyro.params.param_store import StateDict
-from torch import nn
+from torch import Tensor, nn
+from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
 from pyrovae.batch import Batch
@@ -28,7 +29,7 @@ from pyrovae.place import seeded
 
 
 class Program:
-    """A function of plain tensors as a function of a batch: it is called with the entries that the batch has.
+    """A function of plain tensors as a function of a batch, called with the entries it has.
 
     Args:
         function: takes x, then context, labels and offset where they are given.
@@ -40,9 +41,12 @@ class Program:
     def __call__(self, batch: Batch) -> Any:
         return self.function(*batch.given)
 
+    def __repr__(self) -> str:
+        return f"{self.function.__module__}:{self.function.__qualname__}"
+
     def address(self) -> str:
         """`module:name`, under which a spec finds the function again."""
-        address = f"{self.function.__module__}:{self.function.__qualname__}"
+        address = repr(self)
         if _find(address) is not self.function:
             raise Error(
                 f"'{address}' is not a function at the top of a module: a spec cannot name it"
@@ -51,7 +55,7 @@ class Program:
 
     @classmethod
     def parse(cls, value: Any) -> "Program":
-        """The program of a function, or of the address of one in a module that has been imported."""
+        """The program of a function, or of the address of one in an imported module."""
         if isinstance(value, str):
             value = _find(value)
         if not callable(value):
@@ -83,8 +87,8 @@ class Pair(Model):
         x: the event shape of the data; without it, that of the first rows seen.
     """
 
-    model: Function
-    guide: Function
+    model: Function  # type: ignore[assignment]
+    guide: Function  # type: ignore[assignment]
     x: Shape | None = None
 
     def setup(self) -> None:
@@ -96,19 +100,27 @@ class Pair(Model):
                 setattr(self, name, owner)
 
     def start(self, batch: Batch) -> None:
-        """Run both programs once, so that every parameter and the observed distribution are known."""
+        """Run both programs once, so that every parameter and the observed site are known.
+
+        They run as they would without this package, on the CPU in the default precision; the
+        parameters then move to where the batch is.
+        """
         if self.observed is not None:
             return
         self.x = self.x or tuple(batch.x.shape[1:])
+        plain = batch.to(torch.device("cpu"), torch.get_default_dtype())
         with self.scope(), pyro.validation_enabled(False):
-            guide = poutine.trace(self.guide).get_trace(batch)
-            model = poutine.trace(poutine.replay(self.model, trace=guide)).get_trace(batch)
-        sites = [
-            site["fn"] for name, site in model.nodes.items() if name in model.observation_nodes
-        ]
+            guide = poutine.trace(self.guide).get_trace(plain)
+            model = poutine.trace(poutine.replay(self.model, trace=guide)).get_trace(plain)
+        sites = [model.nodes[name]["fn"] for name in model.observation_nodes]
         if not sites:
             raise Error("the model observes nothing: give its data to a sample statement as obs")
         self.observed = sites[-1]
+        self._adopt()
+        self.to(batch.x.device, batch.x.dtype)
+
+    def _adopt(self) -> None:
+        """Make the tensors of the store parameters of this module as well."""
         mine = set(self.parameters())
         for name, tensor in self.state["params"].items():
             parameter = (
@@ -123,18 +135,21 @@ class Pair(Model):
         super().check(batch)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Take saved weights; a pair that has seen no data first runs on a blank row to know its parameters."""
+        """Take saved weights; a new pair first runs on a blank row, to know its parameters."""
         if self.observed is None:
             dtype = next(iter(state_dict.values())).dtype
             with seeded(0):
                 self.start(Batch(torch.zeros(1, *self.event, dtype=dtype)))
-            self.to(dtype)
         return super().load_state_dict(state_dict, *args, **kwargs)
 
     @contextmanager
     def scope(self) -> Iterator[None]:
         with pyro.get_param_store().scope(self.state):
             yield
+
+    @classmethod
+    def examples(cls) -> Iterable["Pair"]:
+        return (cls(model=_factors, guide=_factors_guide, x=(3,)),)
 
     @property
     def event(self) -> tuple[int, ...]:
@@ -152,3 +167,19 @@ class Pair(Model):
             raise Error("the pair has seen no data yet: fit it, or call start with some rows")
         support = self.observed.support
         return getattr(support, "base_constraint", support)
+
+
+def _factors(x: Tensor) -> Tensor:
+    """Factor analysis with two factors, as one would write it in plain Pyro."""
+    loading = pyro.param("loading", lambda: torch.randn(2, 3))
+    scale = pyro.param("scale", torch.ones(3), constraint=constraints.positive)
+    with pyro.plate("data", len(x), dim=-1):
+        z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+        return pyro.sample("x", dist.Normal(z @ loading, scale).to_event(1), obs=x)
+
+
+def _factors_guide(x: Tensor) -> None:
+    weight = pyro.param("weight", lambda: 0.1 * torch.randn(3, 2))
+    scale = pyro.param("guide_scale", torch.ones(2), constraint=constraints.positive)
+    with pyro.plate("data", len(x), dim=-1):
+        pyro.sample("z", dist.Normal(x @ weight, scale).to_event(1))

@@ -9,6 +9,7 @@ A handler does it: at the observed site it puts the family's distribution throug
 observes x itself. What the model samples is x as well.
 """
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -20,12 +21,15 @@ from torch.distributions.constraints import Constraint
 
 from pyrovae.batch import Batch
 from pyrovae.errors import Error
+from pyrovae.families import SharedNormal
+from pyrovae.models.mixture import Mixture
 from pyrovae.models.model import Model, Statistics, Tag
-from pyrovae.transforms import Transform
+from pyrovae.models.vae import VAE
+from pyrovae.transforms import Standardize, Transform
 
 
 class Transformed(Model):
-    """A model behind an invertible transform, fitted to the training rows; all numbers are on the raw scale.
+    """A model behind an invertible transform of the rows, with all numbers on the raw scale.
 
     Args:
         base: the model of the transformed rows, a density over the real numbers.
@@ -68,8 +72,8 @@ class Transformed(Model):
         return self.base.log_prob(self.inside(batch)) + self._log_jacobian(batch.x)
 
     def expect(self, batch: Batch) -> Statistics:
-        n, t, log_prob = self.base.expect(self.inside(batch))
-        return Statistics(n, t, log_prob + self._log_jacobian(batch.x).sum())
+        inside = self.base.expect(self.inside(batch))
+        return replace(inside, log_prob=inside.log_prob + self._log_jacobian(batch.x).sum())
 
     def maximize(self, statistics: Statistics) -> None:
         self.base.maximize(statistics)
@@ -77,6 +81,11 @@ class Transformed(Model):
     def _log_jacobian(self, x: Tensor) -> Tensor:
         entries = self.transform.bijection().log_abs_det_jacobian(x, self.transform(x))
         return entries.flatten(1).sum(-1)
+
+    @classmethod
+    def examples(cls) -> Iterable["Transformed"]:
+        bases = (VAE(x=(3,), z=(2,), likelihood=SharedNormal()), Mixture(x=(2,), components=2))
+        return (cls(base=base, transform=Standardize()) for base in bases)
 
     @property
     def event(self) -> tuple[int, ...]:

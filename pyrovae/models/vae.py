@@ -6,6 +6,9 @@ Maximising the ELBO in the parameters of both programs raises log p(x) and draws
 posterior at once. Auto-Encoding Variational Bayes (Kingma & Welling, 2014).
 """
 
+from collections.abc import Iterable
+from copy import deepcopy
+
 import pyro
 import pyro.distributions as dist
 import torch
@@ -14,7 +17,7 @@ from torch.distributions.constraints import Constraint
 
 from pyrovae.batch import Batch
 from pyrovae.errors import Error
-from pyrovae.families import Bernoulli, Family, Normal
+from pyrovae.families import Bernoulli, Family, MultivariateNormal, Normal
 from pyrovae.models.model import Model, Tag
 from pyrovae.networks import MLP, Network
 from pyrovae.part import Shape
@@ -56,11 +59,11 @@ class VAE(Model):
             )
 
     def q(self, seen: Tensor) -> dist.Distribution:
-        """q(z | x), from what the encoder sees of x."""
+        """The guide's distribution of z, from what the encoder sees of x."""
         return self.posterior(self.encoder(seen))
 
     def p(self, z: Tensor) -> dist.Distribution:
-        """p(x | z)."""
+        """The likelihood's distribution of x."""
         return self.likelihood(self.decoder(z))
 
     def model(self, batch: Batch) -> Tensor:
@@ -77,6 +80,14 @@ class VAE(Model):
     def start(self, batch: Batch) -> None:
         self.likelihood.start(batch.x)
         self.prior.start(self.likelihood.encode(batch.x))
+
+    @classmethod
+    def examples(cls) -> Iterable["VAE"]:
+        small = MLP(hidden=(8,))
+        return (
+            cls(x=(3,), z=(2,), encoder=deepcopy(small), decoder=deepcopy(small)),
+            cls(x=(2, 2), z=(2,), likelihood=Normal(), posterior=MultivariateNormal()),
+        )
 
     @property
     def event(self) -> tuple[int, ...]:

@@ -1,0 +1,297 @@
+"""Fitting: deterministic, local, and honest about failure. Data: the digits, black or white."""
+
+import io
+import itertools
+
+import pyro
+import pytest
+import torch
+from rich.console import Console
+from sklearn.datasets import load_digits
+from torch import nn
+
+from pyrovae import VAE, Batch, Mixture, compare, fit, load, log_likelihood, log_weights
+from pyrovae.fitting import FitError
+from pyrovae.inference import em, svi
+from pyrovae.models import Model
+from pyrovae.priors import Prior
+
+X = torch.tensor(load_digits().data[:300] > 7).float()
+FAST = {"epochs": 3, "batch_size": 50}
+
+
+def vae(seed=0, **fields):
+    torch.manual_seed(seed)
+    return VAE(x=(64,), z=(3,), encoder={"kind": "mlp", "hidden": (16,)}, **fields)
+
+
+def weights(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("prior", sorted(Prior.members))
+def test_same_seed_same_weights_to_the_bit(prior):
+    models = [vae(prior=prior) for _ in range(3)]
+    for model, seed in zip(models, (1, 1, 2), strict=True):
+        fit(model, X, seed=seed, **FAST)
+    assert same(weights(models[0]), weights(models[1]))
+    assert not same(weights(models[0]), weights(models[2]))
+
+
+def test_random_numbers_go_on_as_if_nothing_had_happened():
+    before = torch.get_rng_state()
+    model = vae()
+    torch.set_rng_state(before)
+    fit(model, X, X, **FAST)
+    log_likelihood(model, X, particles=5)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_parameter_store_is_as_it_was_after_every_public_call():
+    store = pyro.get_param_store()
+    with store.scope():
+        mine = pyro.param("mine", torch.ones(2))
+        model, mixture = vae(), Mixture(x=(64,), components=2, family="bernoulli")
+        calls = [
+            lambda: fit(model, X, X, **FAST),
+            lambda: fit(mixture, X, method="svi", **FAST),
+            lambda: fit(mixture, X),
+            lambda: log_likelihood(model, X, particles=3),
+            lambda: log_weights(model, X, 3),
+            lambda: compare({"vae": model, "mixture": mixture}, X, particles=3),
+            lambda: model.sample(3),
+            lambda: list(svi(model, Batch(X), epochs=1)),
+        ]
+        for call in calls:
+            call()
+            assert set(store.keys()) == {"mine"}
+            assert store["mine"] is not None
+            assert torch.equal(pyro.param("mine"), mine)
+        for epoch in svi(model, Batch(X), epochs=2):
+            assert set(store.keys()) == {"mine"}, epoch
+        with pytest.raises(FitError):
+            fit(model, X, learning_rate=1e20, **FAST)
+        assert set(store.keys()) == {"mine"}
+
+
+def test_two_models_train_side_by_side_without_touching():
+    together, alone = [vae(0), vae(1)], [vae(0), vae(1)]
+    for epochs in zip(*(svi(model, Batch(X), epochs=2) for model in together), strict=True):
+        assert len(epochs) == 2
+    for model in alone:
+        list(svi(model, Batch(X), epochs=2))
+    shapes = [{n: t.shape for n, t in weights(model).items()} for model in (*together, *alone)]
+    assert shapes[0] == shapes[2]
+    # the batches are drawn from one stream, so weights differ; what must not happen is a shared tensor
+    pointers = [{p.data_ptr() for p in model.parameters()} for model in together]
+    assert not pointers[0] & pointers[1]
+    first = vae(0)
+    fit(first, X, **FAST)
+    kept = weights(first)
+    fit(vae(5), X, **FAST)
+    log_likelihood(vae(6), X, particles=2)
+    assert same(weights(first), kept)
+
+
+@pytest.mark.parametrize("mode", ["train", "eval", "mixed"])
+def test_evaluation_changes_nothing(mode):
+    model = vae(decoder={"kind": "mlp", "hidden": (16,), "layer_norm": True})
+    model.train(mode == "train")
+    if mode == "mixed":
+        model.encoder.train()
+    kept, modes = weights(model), [m.training for m in model.modules()]
+    kept_grad = [p.grad for p in model.parameters()]
+    log_likelihood(model, X, particles=7)
+    log_likelihood(model, X, particles=7, dtype="float64")
+    compare({"a": model}, X, particles=3)
+    model.sample(4)
+    assert same(weights(model), kept)
+    assert [m.training for m in model.modules()] == modes
+    assert [p.grad for p in model.parameters()] == kept_grad
+    assert next(model.parameters()).dtype == torch.float32
+
+
+def test_precision_is_an_argument_of_fit_and_evaluation():
+    model = vae()
+    fit(model, X, dtype="float64", **FAST)
+    assert {p.dtype for p in model.parameters()} == {torch.float64}
+    a = log_likelihood(model, X, particles=50, seed=1)
+    b = log_likelihood(model, X, particles=50, seed=1, dtype="float32")
+    assert a.mean == pytest.approx(b.mean, abs=0.2)
+    assert a.mean != b.mean
+    with pytest.raises(ValueError, match="dtype: should be 'float32' or 'float64', got 'half'"):
+        fit(model, X, dtype="half")
+    with pytest.raises(ValueError, match="device: the device 'abacus' cannot be used here"):
+        fit(model, X, device="abacus")
+
+
+def test_early_stopping_keeps_the_weights_of_the_best_epoch():
+    model = vae()
+    history = fit(model, X[:80], X[80:], epochs=400, batch_size=20, learning_rate=5e-3, patience=5)
+    values = [epoch.validation for epoch in history.epochs]
+    assert history.stopped == "early stopping"
+    assert history.best == values.index(max(values))
+    assert len(values) == history.best + 6
+    from pyrovae.evaluate import bound
+
+    assert bound(model, X[80:]) == pytest.approx(max(values), abs=1e-5)
+
+
+def test_validation_does_not_change_the_course_of_training():
+    a, b = vae(), vae()
+    with_, without = fit(a, X, X[:50], **FAST), fit(b, X, **FAST)
+    assert [e.loss for e in with_.epochs] == [e.loss for e in without.epochs]
+
+
+def test_em_stops_where_it_stands_still():
+    history = fit(
+        Mixture(x=(64,), components=2, family="bernoulli"), X, epochs=500, tolerance=1e-4
+    )
+    assert len(history.epochs) < 500
+    assert history.stopped == "converged"
+
+
+def test_a_fit_goes_on_from_present_weights():
+    model = vae(prior="vamp")
+    fit(model, X, **FAST)
+    pseudo = model.prior.inputs.detach().clone()
+    fit(model, X, start=False, epochs=1, batch_size=300, learning_rate=1e-9)
+    assert torch.allclose(model.prior.inputs, pseudo, atol=1e-6)
+
+
+def test_the_loss_is_per_row_whatever_the_batches():
+    a, b = vae(), vae()
+    one = fit(a, X, epochs=1, batch_size=300, learning_rate=1e-12).epochs[0].loss
+    many = fit(b, X, epochs=1, batch_size=70, learning_rate=1e-12).epochs[0].loss
+    assert one == pytest.approx(many, rel=0.02)
+    assert one == pytest.approx(-log_weights(a, X, 200).mean().item(), rel=0.01)
+
+
+class Breaks(Prior):
+    """A prior that fails after some calls."""
+
+    def setup(self, z, seen):
+        self.loc = nn.Parameter(torch.zeros(z))
+
+    def forward(self, q, context=None):
+        bad = float("nan") if self.loc.abs().max() > 0.02 else 0.0
+        return pyro.distributions.Normal(self.loc + bad, 1.0).to_event(1)
+
+
+del Prior.members["breaks"]
+
+
+def test_a_nan_names_epoch_step_and_part_and_keeps_the_last_good_weights():
+    model = vae(prior=Breaks())
+    expected = (
+        r"the fit failed in epoch (\d), step \d: the log density of 'z' in the model became NaN"
+    )
+    with pytest.raises(FitError, match=expected) as failure:
+        fit(model, X, epochs=20, batch_size=50, learning_rate=1.2e-3)
+    good = len(failure.value.history.epochs)
+    assert f"in epoch {good}, step" in str(failure.value)
+    assert good > 0
+    assert all(p.isfinite().all() for p in model.parameters())
+    again = vae(prior=Breaks())
+    fit(again, X, epochs=good, batch_size=50, learning_rate=1.2e-3)
+    assert same(weights(model), weights(again))
+
+
+def test_an_overflow_names_the_network():
+    with pytest.raises(FitError, match=r"epoch 0, step \d+: .*(encoder|decoder)"):
+        fit(vae(), X, learning_rate=1e20, **FAST)
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "options", "message"),
+    [
+        (
+            X[:20],
+            None,
+            {},
+            "train: 20 training rows are fewer than a batch of 128: lower batch_size",
+        ),
+        (X[:0], None, {}, "train: the data have no row"),
+        (
+            X[:, :5],
+            None,
+            {},
+            r"train: rows of the data have the shape \(5,\), the model's x has \(64,\)",
+        ),
+        (X * torch.nan, None, {}, "train: 300 of 300 rows hold NaN or infinite values"),
+        (X / 0.0, None, {}, "train: 300 of 300 rows hold NaN"),
+        (
+            X * 0.3,
+            None,
+            {},
+            "train: .* rows are outside the support, such as row 0 .*: bernoulli takes 0 or 1",
+        ),
+        (X, X * 0.3, {}, "validation: .* rows are outside the support"),
+        (X, None, {"patience": 3}, "patience: early stopping judges by validation rows"),
+        (X, None, {"method": "em"}, "EM cannot fit the model 'vae': use method = 'svi'"),
+        ("digits", None, {}, "train: the data should be numbers"),
+        (
+            X[:, 0],
+            None,
+            {},
+            r"train: the data should have the shape \(rows, \*event\), got \(300,\)",
+        ),
+    ],
+)
+def test_what_cannot_be_fitted_is_refused_before_the_first_step(
+    train, validation, options, message
+):
+    model = vae()
+    kept = weights(model)
+    with pytest.raises(ValueError, match=message):
+        fit(model, train, validation, **options)
+    assert same(weights(model), kept)
+
+
+def test_fractional_counts_are_refused_for_poisson():
+    with pytest.raises(ValueError, match="with the value 0.5: poisson takes whole numbers from 0"):
+        fit(VAE(x=(64,), z=(2,), likelihood="poisson"), X + 0.5)
+
+
+def test_noisy_rows_are_drawn_anew_and_deterministically():
+    data = load("digits", transforms=({"kind": "binarize", "stochastic": True},), flatten=True)
+    a, b = vae(), vae()
+    fit(a, data.train, data.validation, epochs=2)
+    fit(b, data.train, data.validation, epochs=2)
+    assert same(weights(a), weights(b))
+    assert not torch.equal(data.train[:].x, data.train[:].x)
+
+
+def test_history_prints_and_plots():
+    history = fit(vae(), X, X[:50], **FAST)
+    assert "finished after 3 epochs" in str(history)
+    lines = history.plot().get_lines()
+    assert list(lines[0].get_ydata()) == [-epoch.loss for epoch in history.epochs]
+    assert list(lines[1].get_ydata()) == [epoch.validation for epoch in history.epochs]
+
+
+def test_progress_is_silent_without_a_terminal(capfd):
+    fit(vae(), X, **FAST)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_progress_shows_loss_and_speed_in_a_terminal(monkeypatch):
+    screen = io.StringIO()
+    terminal = Console(file=screen, force_terminal=True, width=100)
+    monkeypatch.setattr("pyrovae.fitting.Console", lambda stderr: terminal)
+    fit(vae(), X, epochs=5, batch_size=50)
+    assert "loss" in screen.getvalue()
+    assert "rows/s" in screen.getvalue()
+
+
+def test_generators_leave_the_loop_to_the_user():
+    losses = [epoch.loss for epoch in itertools.islice(svi(vae(), Batch(X), epochs=99), 3)]
+    assert len(losses) == 3
+    model = Mixture(x=(64,), components=2, family="bernoulli")
+    model.start(Batch(X))
+    assert [epoch.index for epoch in em(model, Batch(X), epochs=4, tolerance=0)] == [0, 1, 2, 3]
+    assert isinstance(model, Model)

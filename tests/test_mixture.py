@@ -1,0 +1,163 @@
+"""The mixture against exact answers: scikit-learn, monotone EM, SVI, and data that degenerate."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_iris
+from sklearn.mixture import GaussianMixture
+
+from pyrovae import Batch, Mixture, Transformed, fit, log_likelihood
+from pyrovae.inference import em
+
+
+def blobs(rows=600, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, 2, generator=generator, dtype=torch.float64)
+    k = torch.rand(rows, generator=generator) < 0.35
+    shift = torch.tensor([[3.0, 1.0], [-2.0, 0.5]], dtype=torch.float64)
+    return x * torch.tensor([1.0, 0.5]) + shift[k.long()]
+
+
+@pytest.mark.parametrize("iterations", [1, 5, 40])
+def test_em_is_scikit_learns_from_the_same_start(iterations):
+    x = torch.as_tensor(load_iris().data)
+    model = Mixture(x=(4,), components=3, family={"kind": "multivariate-normal", "floor": 1e-6})
+    model.double().start(Batch(x))
+    start = model.family(model.h)
+    reference = GaussianMixture(
+        3,
+        reg_covar=0,
+        tol=0,
+        max_iter=iterations,
+        weights_init=model.logits.softmax(-1).detach().numpy(),
+        means_init=start.loc.detach().numpy(),
+        precisions_init=start.precision_matrix.detach().numpy(),
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it was told to stop early
+        reference.fit(x.numpy())
+    list(em(model, Batch(x), epochs=iterations, tolerance=0))
+    assert np.allclose(
+        model.log_prob(Batch(x)).detach(), reference.score_samples(x.numpy()), atol=1e-6, rtol=0
+    )
+
+
+@pytest.mark.parametrize(
+    "family", ["multivariate-normal", "normal", "fixed-normal", "bernoulli", "poisson"]
+)
+def test_em_never_decreases(family):
+    x = blobs()
+    if family in ("bernoulli", "poisson"):
+        x = (x > 0).double() if family == "bernoulli" else x.abs().round()
+    history = fit(Mixture(x=(2,), components=4, family=family), x, epochs=60, tolerance=0)
+    losses = [epoch.loss for epoch in history.epochs]
+    assert all(b <= a + 1e-10 for a, b in zip(losses, losses[1:], strict=False))
+    assert losses[-1] < losses[0]
+
+
+def test_em_never_decreases_where_the_eigenvalue_floor_binds():
+    line = torch.linspace(0, 1, 60, dtype=torch.float64)[:, None]
+    x = torch.cat([line, 2 * line, torch.ones_like(line)], 1)  # rank one, and a constant column
+    family = {"kind": "multivariate-normal", "floor": 0.05}
+    model = Mixture(x=(3,), components=3, family=family)
+    losses = [epoch.loss for epoch in fit(model, x, epochs=50, tolerance=0).epochs]
+    assert all(b <= a + 1e-10 for a, b in zip(losses, losses[1:], strict=False))
+    covariance = model.family(model.h).covariance_matrix / torch.outer(
+        model.family.unit, model.family.unit
+    )
+    assert torch.linalg.eigvalsh(covariance).min() >= 0.05**2 * (1 - 1e-6)
+
+
+def test_the_bernoulli_floor_keeps_unseen_values_possible():
+    x = torch.zeros(20, 3)
+    x[:10, 0] = 1
+    model = Mixture(x=(3,), components=2, family={"kind": "bernoulli", "floor": 0.01})
+    fit(model, x)
+    result = log_likelihood(model, torch.ones(1, 3))
+    assert np.isfinite(result.value).all()
+    probabilities = model.h.sigmoid()
+    assert probabilities.min() >= 0.01 - 1e-12
+    assert probabilities.max() <= 0.99 + 1e-12
+
+
+def test_svi_reaches_the_likelihood_of_em():
+    x = blobs()
+    by_em, by_svi = (Mixture(x=(2,), components=2) for _ in range(2))
+    fit(by_em, x, epochs=200)
+    fit(by_svi, x, method="svi", epochs=60, batch_size=100, learning_rate=0.03, dtype="float64")
+    fit(by_svi, x, method="svi", epochs=60, batch_size=600, learning_rate=0.01, start=False)
+    a, b = (log_likelihood(model, x).mean for model in (by_em, by_svi))
+    assert abs(a - b) < 0.01
+
+
+def test_the_guide_is_the_exact_posterior_without_gradient():
+    model, x = Mixture(x=(2,), components=3), blobs(50)
+    model.double().start(Batch(x))
+    from pyro import poutine
+
+    with model.scope():
+        site = poutine.trace(model.guide).get_trace(Batch(x)).nodes["k"]
+    assert not site["fn"].logits.requires_grad
+    assert torch.allclose(site["fn"].probs, model.joint(x).softmax(-1))
+
+
+def test_statistics_add_up_over_rows():
+    model, x = Mixture(x=(2,), components=3), blobs(100)
+    model.double().start(Batch(x))
+    whole = model.expect(Batch(x))
+    halves = model.expect(Batch(x[:37])) + model.expect(Batch(x[37:]))
+    for name in ("n", "t", "log_prob"):
+        assert torch.allclose(getattr(whole, name), getattr(halves, name))
+    assert whole.n.sum().item() == pytest.approx(100)
+
+
+def test_restarts_keep_the_highest_likelihood():
+    x = blobs()
+    one = fit(Mixture(x=(2,), components=8), x, restarts=1, seed=3)
+    several_model = Mixture(x=(2,), components=8)
+    several = fit(several_model, x, restarts=6, seed=3)
+    assert several.epochs[-1].loss <= one.epochs[-1].loss
+    final = -log_likelihood(several_model, x).mean
+    assert final <= several.epochs[-1].loss + 1e-9
+
+
+def test_a_standardised_mixture_has_the_density_of_the_raw_rows():
+    x = blobs() * torch.tensor([100.0, 0.01])
+    raw = Mixture(x=(2,), components=2)
+    inside = Transformed(base=Mixture(x=(2,), components=2), transform="standardize")
+    a, b = fit(raw, x, seed=1), fit(inside, x, seed=1)
+    assert a.epochs[-1].loss == pytest.approx(b.epochs[-1].loss, abs=1e-6)
+    assert log_likelihood(raw, x).mean == pytest.approx(log_likelihood(inside, x).mean, abs=1e-6)
+    assert log_likelihood(inside, x).exact
+
+
+@pytest.mark.parametrize("family", ["multivariate-normal", "normal"])
+@pytest.mark.parametrize("data", ["duplicates", "constant column", "scales", "one value"])
+def test_degenerate_data_give_finite_densities(family, data):
+    x = torch.randn(40, 3, dtype=torch.float64)
+    if data == "duplicates":
+        x = x[:4].repeat(10, 1)
+    elif data == "constant column":
+        x[:, 1] = 5
+    elif data == "scales":
+        x *= torch.tensor([1e8, 1.0, 1e-8])
+    else:
+        x = torch.ones(40, 3, dtype=torch.float64)
+    model = Mixture(x=(3,), components=5, family=family)
+    fit(model, x)
+    assert np.isfinite(log_likelihood(model, x).value).all()
+
+
+def test_fewer_rows_than_components_are_refused():
+    with pytest.raises(ValueError, match="10 components need at least as many rows, got 4"):
+        fit(Mixture(x=(2,)), blobs(4))
+
+
+def test_a_family_without_m_step_is_fitted_by_svi_only():
+    model = Mixture(x=(2,), components=2, family="shared-normal")
+    with pytest.raises(
+        ValueError, match="no closed-form M-step: fit the mixture with method = 'svi'"
+    ):
+        fit(model, blobs(), method="em")

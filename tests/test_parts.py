@@ -1,0 +1,173 @@
+"""Parts: declared once, checked, refused with a sentence."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from pydantic import PositiveInt
+from torch import nn
+
+from pyrovae import VAE, Error, fit, load, priors
+from pyrovae.families import Bernoulli, Family, Normal
+from pyrovae.models import Model
+from pyrovae.networks import MLP
+from pyrovae.part import Part, json_schema
+from pyrovae.priors import GaussianMixture, Prior, StandardNormal, Vamp
+
+
+def test_python_and_table_build_the_same_object():
+    python = VAE(x=(3,), z=(2,), prior=Vamp(components=50), likelihood=Normal())
+    table = {
+        "kind": "vae",
+        "x": [3],
+        "z": [2],
+        "prior": {"kind": "vamp", "components": 50},
+        "likelihood": "normal",
+    }
+    assert repr(python) == repr(Model.from_spec(table))
+    assert python.spec() == Model.from_spec(python.spec()).spec()
+
+
+def test_a_default_part_is_a_new_one_each_time():
+    assert VAE(x=(3,), z=(2,)).prior is not VAE(x=(3,), z=(2,)).prior
+
+
+def test_models_can_be_copied_and_pickled():
+    vae = VAE(x=(3,), z=(2,), prior="vamp")
+    for other in (copy.deepcopy(vae), pickle.loads(pickle.dumps(vae))):
+        assert repr(other) == repr(vae)
+        assert all(
+            (a == b).all() for a, b in zip(vae.parameters(), other.parameters(), strict=True)
+        )
+
+
+def test_numpy_numbers_and_lists_are_taken():
+    assert VAE(x=[np.int64(3)], z=torch.Size((2,))).x == (3,)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (
+            {"prior": "vmap"},
+            r"model\.prior: unknown prior 'vmap'\. Did you mean 'vamp'\? Known: gaussian-mixture, ",
+        ),
+        (
+            {"prior": {"kind": "vamp", "componets": 3}},
+            r"model\.prior: unknown field 'componets'\. Did you mean 'components'",
+        ),
+        (
+            {"prior": {"kind": "vamp", "components": -3}},
+            r"model\.prior\.components: should be greater than 0, got -3",
+        ),
+        (
+            {"prior": {"kind": "vamp", "components": 2.5}},
+            r"model\.prior\.components: should be a valid integer, got 2\.5",
+        ),
+        (
+            {"prior": {"kind": "vamp", "components": True}},
+            r"model\.prior\.components: should be a valid integer, got True",
+        ),
+        ({"prior": {"components": 3}}, r"model\.prior: the table has no 'kind'\. Known: "),
+        ({"prior": 3}, r"model\.prior: should be a prior: a kind or a table with one, got 3"),
+        ({"prior": {"kind": ["vamp"]}}, r"model\.prior: unknown prior"),
+        ({"z": [0]}, r"model\.z\.0: should be greater than 0, got 0"),
+        ({"z": []}, r"model\.z: list should have at least 1 item"),
+        ({"z": "two"}, r"model\.z: should be a valid list, got 'two'"),
+        (
+            {"posterior": "bernoulli"},
+            r"model\.posterior: bernoulli has no reparameterised samples: use normal",
+        ),
+        (
+            {"likelihood": {"kind": "normal", "floor": float("nan")}},
+            r"model\.likelihood\.floor: should be a finite number",
+        ),
+        (
+            {"encoder": {"kind": "mlp", "activation": "rel"}},
+            r"model\.encoder\.activation: should be 'elu', 'gelu'",
+        ),
+        ({"likelihood": Vamp()}, r"model\.likelihood: should be a family"),
+        ({"zz": 1}, r"model: unknown field 'zz'"),
+    ],
+)
+def test_a_wrong_spec_is_refused_with_path_and_remedy(spec, message):
+    with pytest.raises(Error, match=message):
+        Model.from_spec({"kind": "vae", "x": [3], "z": [2]} | spec, "model")
+
+
+def test_a_missing_field_is_named():
+    with pytest.raises(Error, match=r"^model\.z: is required$"):
+        Model.from_spec({"kind": "vae", "x": [3]}, "model")
+
+
+def test_python_arguments_are_checked_as_tables_are():
+    with pytest.raises(Error, match="components: should be greater than 0, got 0"):
+        Vamp(components=0)
+    with pytest.raises(Error, match="unknown field 'epoch'. Did you mean 'epochs'"):
+        load("iris", epoch=3)
+    with pytest.raises(Error, match="batch_size: should be greater than 0"):
+        fit(VAE(x=(3,), z=(2,)), torch.zeros(4, 3), batch_size=0)
+
+
+def test_a_part_belongs_to_one_model():
+    shared = MLP()
+    with pytest.raises(
+        Error, match="this mlp is already part of a model: give each place a part of its own"
+    ):
+        VAE(x=(3,), z=(2,), encoder=shared, decoder=shared)
+
+
+def test_a_role_is_abstract_and_a_member_final():
+    with pytest.raises(TypeError, match="abstract"):
+        Prior()
+    with pytest.raises(TypeError, match="Vamp is final: wrap it instead of subclassing it"):
+
+        class Other(Vamp):
+            pass
+
+
+def test_a_kind_is_taken_once():
+    with pytest.raises(TypeError, match=r"the kind 'vamp' is taken by pyrovae\.priors\.Vamp"):
+        type(
+            "Vamp",
+            (Prior,),
+            {"__module__": "elsewhere", "setup": lambda *a: None, "forward": lambda *a: None},
+        )
+
+
+def test_a_users_member_is_declared_by_its_class_alone():
+    class Shifted(Prior):
+        """A normal around a learned point."""
+
+        points: PositiveInt = 1
+
+        def setup(self, z, seen):
+            self.loc = nn.Parameter(torch.zeros(z))
+
+        def forward(self, q, context=None):
+            return StandardNormal.forward(self, q, context)
+
+    try:
+        vae = VAE(x=(3,), z=(2,), prior="shifted")
+        assert vae.spec()["prior"] == {"kind": "shifted", "points": 1}
+        assert json_schema(Shifted.fields)["properties"]["points"]["exclusiveMinimum"] == 0
+    finally:
+        del Prior.members["shifted"]
+
+
+def test_kinds_are_the_class_names_in_kebab_case():
+    assert GaussianMixture.kind == "gaussian-mixture"
+    assert MLP.kind == "mlp"
+    assert VAE.kind == "vae"
+    assert set(Family.members) >= {"bernoulli", "shared-normal"}
+    assert priors.Prior.members["vamp"] is Vamp
+
+
+def test_fields_do_not_hide_submodules():
+    vae = VAE(x=(3,), z=(2,), likelihood=Bernoulli(floor=0.1))
+    assert dict(vae.named_children())["likelihood"] is vae.likelihood
+    assert vae.likelihood.floor == 0.1
+    assert not hasattr(VAE, "prior")
+    assert issubclass(VAE, Part)
