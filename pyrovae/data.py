@@ -21,7 +21,7 @@ from pyrovae.errors import Error
 from pyrovae.models import Model, Transformed
 from pyrovae.part import validated
 from pyrovae.place import seeded
-from pyrovae.sources import NAMED, Table, named, read, table
+from pyrovae.sources import Table, named, read, table
 from pyrovae.transforms import Dequantize, Transform
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -174,7 +174,7 @@ def _source(data: Any, name: str | None, path: str | None) -> Table:
     if data is not None and (name or path):
         raise Error("give rows, or a name or path, not both", "data")
     if isinstance(data, (str, Path)):
-        name, path = (str(data), None) if str(data) in NAMED else (None, str(data))
+        name, path = (None, str(data)) if Path(data).suffix else (str(data), None)
     elif data is not None:
         return table(data)
     if path and not name:

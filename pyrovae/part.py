@@ -198,7 +198,7 @@ def validated(function: Callable[P, R]) -> Callable[P, R]:
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         data = {name: value for name, value in kwargs.items() if name in others}
         settings = {name: value for name, value in kwargs.items() if name not in others}
-        return function(*args, **data, **check(fields, settings))
+        return function(*args, **data, **check(fields, settings))  # type: ignore[arg-type]
 
     return wrapper
 

@@ -1,4 +1,4 @@
-"""Exact answers: the linear-Gaussian VAE, the closed-form gradients, the closed-form KL. All in float64."""
+"""Exact answers in float64: the linear-Gaussian VAE, closed-form gradients, closed-form KL."""
 
 import math
 
@@ -22,8 +22,9 @@ AFFINE = {"kind": "mlp", "hidden": ()}
 def linear_vae(guide_scale=1.0, guide_shift=0.0):
     """A linear-Gaussian VAE whose loadings are orthogonal, so that a diagonal guide can be exact.
 
-    With W'W diagonal the posterior is N(V W'(x - b) / s^2, V), V = (I + W'W / s^2)^-1. The guide is that, its
-    standard deviations multiplied by `guide_scale` and its means moved by `guide_shift` of them.
+    With W'W diagonal the posterior is N(V W'(x - b) / s^2, V), V = (I + W'W / s^2)^-1. The guide
+    is that, its standard deviations multiplied by `guide_scale` and its means moved by
+    `guide_shift` of them.
     """
     vae = VAE(
         x=(D,),

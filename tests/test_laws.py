@@ -255,7 +255,7 @@ class TestModels:
         assert (a == b).all()
 
     def test_is_refused_rows_of_another_shape(self, parameter):
-        model, x = ready(parameter)
+        model, _ = ready(parameter)
         with pytest.raises(ValueError, match=r"train: rows of the data have the shape \(9,\)"):
             fit(model, torch.zeros(40, 9))
 

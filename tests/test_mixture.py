@@ -1,6 +1,7 @@
 """The mixture against exact answers: scikit-learn, monotone EM, SVI, and data that degenerate."""
 
 import warnings
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -53,7 +54,7 @@ def test_em_never_decreases(family):
         x = (x > 0).double() if family == "bernoulli" else x.abs().round()
     history = fit(Mixture(x=(2,), components=4, family=family), x, epochs=60, tolerance=0)
     losses = [epoch.loss for epoch in history.epochs]
-    assert all(b <= a + 1e-10 for a, b in zip(losses, losses[1:], strict=False))
+    assert all(b <= a + 1e-10 for a, b in pairwise(losses))
     assert losses[-1] < losses[0]
 
 
@@ -63,7 +64,7 @@ def test_em_never_decreases_where_the_eigenvalue_floor_binds():
     family = {"kind": "multivariate-normal", "floor": 0.05}
     model = Mixture(x=(3,), components=3, family=family)
     losses = [epoch.loss for epoch in fit(model, x, epochs=50, tolerance=0).epochs]
-    assert all(b <= a + 1e-10 for a, b in zip(losses, losses[1:], strict=False))
+    assert all(b <= a + 1e-10 for a, b in pairwise(losses))
     covariance = model.family(model.h).covariance_matrix / torch.outer(
         model.family.unit, model.family.unit
     )

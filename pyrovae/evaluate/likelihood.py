@@ -22,6 +22,7 @@ gradient.
 
 import math
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -31,6 +32,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import PositiveInt
 from pyro import poutine
+from pyro.distributions.util import scale_and_mask
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
@@ -57,26 +59,45 @@ def log_weights(model: Model, data: Any, particles: int = 1) -> Tensor:
         Error: a latent outside the plate of the rows.
     """
     batch = as_batch(data)
-    with model.scope(), pyro.validation_enabled(False):
-        plate = pyro.plate("particles", particles, dim=-2)
-        guide = poutine.trace(plate(model.guide)).get_trace(batch)
-        joint = poutine.trace(poutine.replay(plate(model.model), trace=guide)).get_trace(batch)
+    guide, joint = _traces(model, batch, pyro.plate("particles", particles, dim=-2))
     log_p, log_q = (_log_density(trace, particles, len(batch)) for trace in (joint, guide))
     return log_p - log_q
 
 
-def _log_density(trace: poutine.Trace, particles: int, rows: int) -> Tensor:
-    total = torch.zeros(())
-    for name, site in trace.nodes.items():
-        if site["type"] != "sample" or site_is_subsample(site):
-            continue
+def _traces(
+    model: Model, batch: Batch, plate: AbstractContextManager[Any]
+) -> tuple[poutine.Trace, poutine.Trace]:
+    """The guide's run inside a plate, and the model's on the same latents."""
+    with model.scope(), pyro.validation_enabled(False):
+        with plate:
+            guide = poutine.trace(model.guide).get_trace(batch)
+        with plate:
+            return guide, poutine.trace(poutine.replay(model.model, trace=guide)).get_trace(batch)
+
+
+def _sites(trace: poutine.Trace) -> Iterator[tuple[str, Any]]:
+    return (
+        (name, site)
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and not site_is_subsample(site)
+    )
+
+
+def _local(trace: poutine.Trace, rows: int) -> None:
+    for name, site in _sites(trace):
         if all((frame.dim, frame.size) != (-1, rows) for frame in site["cond_indep_stack"]):
             raise Error(
-                f"the site '{name}' is not in a plate of the {rows} rows at dimension -1: "
+                f"the site '{name}' is not in a plate of the rows at dimension -1: "
                 "only local latents have a log-weight per row"
             )
+
+
+def _log_density(trace: poutine.Trace, particles: int, rows: int) -> Tensor:
+    _local(trace, rows)
+    total = torch.zeros(())
+    for _, site in _sites(trace):
         entry = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
-        total = total + pyro.distributions.util.scale_and_mask(entry, mask=site["mask"])
+        total = total + scale_and_mask(entry, mask=site["mask"])
     return total.expand(particles, rows)
 
 
@@ -203,6 +224,8 @@ def log_likelihood(
         model.check(batch)
         if model.exact:
             return _exact(model.log_prob(batch), math.prod(model.event))
+        for trace in _traces(model, batch[:1], nullcontext()):
+            _local(trace, 1)
         blocks = list(_blocks(model, batch, particles))
     value, mcse, ess, khat, elbo = (np.concatenate(column) for column in zip(*blocks, strict=True))
     return LogLikelihood(

@@ -74,7 +74,7 @@ def _find(address: str) -> Any:
 
 
 Function = Annotated[
-    Callable[[Batch], Any], PlainValidator(Program.parse), WithJsonSchema({"type": "string"})
+    Callable[..., Any], PlainValidator(Program.parse), WithJsonSchema({"type": "string"})
 ]
 
 
@@ -87,8 +87,8 @@ class Pair(Model):
         x: the event shape of the data; without it, that of the first rows seen.
     """
 
-    model: Function  # type: ignore[assignment]
-    guide: Function  # type: ignore[assignment]
+    model: Function
+    guide: Function
     x: Shape | None = None
 
     def setup(self) -> None:

@@ -1,0 +1,158 @@
+"""log p(x): deterministic, in blocks, honest about its error, for local latents only."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+
+from pyrovae import VAE, Mixture, Pair, fit, log_likelihood, log_weights
+from pyrovae.evaluate import likelihood
+
+X = torch.bernoulli(torch.full((40, 6), 0.4))
+
+
+def vae():
+    return VAE(x=(6,), z=(2,))
+
+
+def test_the_same_seed_gives_the_same_numbers():
+    model = vae()
+    a, b, c = (log_likelihood(model, X, particles=20, seed=s).value for s in (1, 1, 2))
+    assert (a == b).all()
+    assert (a != c).any()
+
+
+def test_blocks_do_not_change_what_is_estimated(monkeypatch):
+    model = vae()
+    whole = log_likelihood(model, X, particles=3000)
+    monkeypatch.setattr(likelihood, "BLOCK", 7)
+    pieces = log_likelihood(model, X, particles=3000)
+    error = np.hypot(whole.mcse, pieces.mcse)
+    assert (np.abs(whole.value - pieces.value) < 5 * error).all()
+    assert whole.particles == pieces.particles == 3000
+
+
+def test_reductions_are_the_textbook_ones():
+    log_w = torch.randn(500, 4, dtype=torch.float64).numpy() * 0.5 - 80
+    value, mcse, ess, khat, elbo = likelihood.reduce(log_w)
+    w = np.exp(log_w)
+    assert np.allclose(value, np.log(w.mean(0)))
+    assert np.allclose(mcse, w.std(0, ddof=1) / w.mean(0) / np.sqrt(500))
+    assert np.allclose(ess, w.sum(0) ** 2 / (w**2).sum(0))
+    assert np.allclose(elbo, log_w.mean(0))
+    assert (np.abs(khat) < 1).all()
+
+
+def test_few_particles_have_no_khat_and_one_has_no_error():
+    result = log_likelihood(vae(), X, particles=1)
+    assert np.isnan(result.khat).all()
+    assert np.isnan(result.mcse).all()
+    assert np.isnan(result.heavy)
+    assert (result.value == result.elbo).all()
+
+
+def test_an_exact_model_draws_nothing():
+    model = Mixture(x=(6,), components=2, family="bernoulli")
+    fit(model, X)
+    result = log_likelihood(model, X)
+    assert result.exact
+    assert result.kind == "exact"
+    assert (result.mcse == 0).all()
+    assert str(result).endswith("(exact, 40 rows)")
+    every = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 6)
+    assert np.exp(log_likelihood(model, every).value).sum() == pytest.approx(1)
+
+
+def test_the_bound_of_all_tables_sums_to_at_most_one():
+    every = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 6)
+    model = vae()
+    fit(model, X, epochs=30, batch_size=20)
+    result = log_likelihood(model, every, particles=3000)
+    total = np.exp(result.value).sum()
+    assert total == pytest.approx(1, abs=0.02)
+    assert np.exp(result.elbo).sum() < total - 0.01
+
+
+def test_training_knobs_do_not_reach_the_evaluation():
+    model = vae()
+    plain = log_weights(model, X, 5)
+    with poutine.scale(scale=0.1):
+        torch.manual_seed(0)
+        scaled = log_weights(model, X, 5)
+    torch.manual_seed(0)
+    assert torch.equal(scaled, log_weights(model, X, 5))
+    assert plain.shape == scaled.shape
+
+
+def test_figures_agree_with_the_rows():
+    result = log_likelihood(vae(), X, particles=30)
+    summary = result.summary()
+    assert summary["mean"] == pytest.approx(result.value.mean())
+    assert summary["se"] == pytest.approx(result.value.std(ddof=1) / 40**0.5)
+    assert summary["bits_per_dim"] == pytest.approx(-result.mean / 6 / np.log(2))
+    assert result.threshold == pytest.approx(1 - 1 / np.log10(30))
+    assert "lower bound, 40 rows, 30 particles" in str(result)
+
+
+def global_model(x):
+    mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x), dim=-1):
+        pyro.sample("x", dist.Normal(mean, 1.0).expand([1]).to_event(1), obs=x)
+
+
+def global_guide(x):
+    pyro.sample("mean", dist.Normal(pyro.param("m", torch.zeros(())), 1.0))
+
+
+def test_a_global_latent_is_refused_by_name():
+    pair = Pair(model=global_model, guide=global_guide)
+    with pytest.raises(
+        ValueError, match="the site 'mean' is not in a plate of the rows at dimension -1"
+    ):
+        log_likelihood(pair, torch.randn(5, 1))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (torch.full((3, 6), torch.nan), "3 of 3 rows hold NaN"),
+        (torch.full((3, 6), 0.5), "bernoulli takes 0 or 1"),
+        (torch.zeros(3, 5), r"rows of the data have the shape \(5,\)"),
+        (torch.zeros(0, 6), "the data have no row"),
+    ],
+)
+def test_rows_that_cannot_be_are_refused(data, message):
+    with pytest.raises(ValueError, match=message):
+        log_likelihood(vae(), data)
+
+
+@pytest.mark.parametrize("particles", [0, -1, 2.5, "many"])
+def test_a_number_of_particles_is_a_positive_integer(particles):
+    with pytest.raises(ValueError, match="particles: should be"):
+        log_likelihood(vae(), X, particles=particles)
+
+
+MEMORY = """
+import resource, torch
+from pyrovae import VAE, log_likelihood
+torch.manual_seed(0)
+small = {"kind": "mlp", "hidden": (128,)}
+model = VAE(x=(64,), z=(8,), encoder=small, decoder=small)
+result = log_likelihood(model, torch.bernoulli(torch.full((10_000, 64), 0.5)), particles=10_000)
+assert len(result.value) == 10_000
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+def test_ten_thousand_particles_on_ten_thousand_rows_stay_under_two_gib():
+    printed = subprocess.run(
+        [sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True
+    )
+    kib = int(printed.stdout)
+    assert kib < 2 * 2**20, f"{kib / 2**20:.2f} GiB"
