@@ -1,6 +1,7 @@
 """Where rows come from, how they are split and preprocessed, and what is refused."""
 
 import gzip
+import io
 import math
 import struct
 
@@ -519,6 +520,8 @@ def test_dequantize_refuses_fractions():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"name": ""}, r"data\.name: unknown data set ''"),
+        ({"path": ""}, r"data\.path: there is no file"),
         ({"name": "digit"}, r"data\.name: unknown data set 'digit'. Did you mean 'digits'\?"),
         ({"name": "cifar"}, "Known: breast-cancer, digits, iris, mnist, wine"),
         ({"name": "wine", "path": "x.csv"}, r"data\.path: 'wine' ships with scikit-learn"),
@@ -555,6 +558,14 @@ def damaged_gzip():
     return bytes(raw)
 
 
+def claiming(rows):
+    """An npy file that says how many rows it has, and has none."""
+    header = {"descr": "<f8", "fortran_order": False, "shape": (rows, 3)}
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, header)
+    return file.getvalue()
+
+
 IDX_BYTES = idx_bytes(np.arange(60.0).reshape(20, 3))
 
 
@@ -568,6 +579,8 @@ IDX_BYTES = idx_bytes(np.arange(60.0).reshape(20, 3))
         ("t.parquet", "garbage", "is not what its name says"),
         ("t.csv", b"\x93\xff\xfe\x00", "is not what its name says"),
         ("t.csv", "x" * 200_000, "is not what its name says"),
+        ("t.npy", claiming(10**15), "is not what its name says"),
+        ("t.npy", claiming(10), "is not what its name says"),
         ("t-idx2", "garbage in here", "does not begin as an idx file does"),
         ("t-idx2", IDX_BYTES[:-8], r"says \(20, 3\) and holds 59 values"),
         ("t-idx2", IDX_BYTES[:-3], "is not what its name says"),
@@ -653,10 +666,20 @@ def test_missing_cells_of_a_csv(cell, put):
         (np.zeros(20), r"should have the shape \(rows, \*x\), got \(20,\)"),
         (np.zeros((20, 2), dtype=complex), r"are not .*numbers .*complex"),
         (np.full((20, 2), "x"), r"are not .*numbers"),
+        ([[1.0, 2.0], [3.0]] * 10, "shape|numbers"),
         (pd.DataFrame({"a": ["x"] * 20}), "column 'a' of 'array' holds 'x'"),
         (pd.DataFrame({"a": []}), "has no row"),
     ],
-    ids=["no rows", "no columns", "a vector", "complex", "words", "frame of words", "empty frame"],
+    ids=[
+        "no rows",
+        "no columns",
+        "a vector",
+        "complex",
+        "words",
+        "ragged lists",
+        "frame of words",
+        "empty frame",
+    ],
 )
 def test_rows_that_are_none(rows, message):
     with pytest.raises(Error, match=message):

@@ -250,7 +250,9 @@ def test_what_cannot_be_fitted_is_refused_before_the_first_step(
 
 
 def test_fractional_counts_are_refused_for_poisson():
-    with pytest.raises(ValueError, match=r"with the value 0\.5: poisson takes whole numbers from 0"):
+    with pytest.raises(
+        ValueError, match=r"with the value 0\.5: poisson takes whole numbers from 0"
+    ):
         fit(VAE(x=(64,), z=(2,), likelihood="poisson"), X + 0.5)
 
 

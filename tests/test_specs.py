@@ -20,6 +20,22 @@ EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.toml"))
 MODEL = {"kind": "vae", "z": [2], "likelihood": "normal"}
 
 
+@pytest.fixture
+def forgetful(tmp_path):
+    """Afterwards the modules of specs and their parts are forgotten, and the path is as it was."""
+    members = {role: dict(role.members) for role in roles().values()}
+    path, modules = list(sys.path), set(sys.modules)
+    yield
+    assert sys.path == path
+    for name in set(sys.modules) - modules:
+        file = getattr(sys.modules[name], "__file__", None)
+        if file and Path(file).parent in (tmp_path, EXAMPLES[0].parent):
+            del sys.modules[name]
+    for role, known in members.items():
+        role.members.clear()
+        role.members.update(known)
+
+
 def vae(**changes):
     return {"model": MODEL | changes}
 
@@ -430,9 +446,9 @@ def test_a_model_s_own_table_builds_it_again(model):
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_the_examples_are_specs_whose_models_can_be_built(path):
+def test_the_examples_are_specs_whose_models_can_be_built(path, forgetful):
     spec = read_spec(path)
-    event = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "wine": (13,)}[spec.data["name"]]
+    event = (1, 28, 28) if spec.data["name"] == "mnist" else spec.load().event
     for name in spec.models:
         for _, table in candidates(spec.models[name]):
             assert build(table, event).event == event
@@ -467,26 +483,16 @@ def test_a_spec_is_called_as_its_file(tmp_path):
 
 
 @pytest.fixture
-def beside(tmp_path, request):
-    """Write a module beside a spec that imports it; afterwards it and its parts are forgotten."""
-    before = {role: dict(role.members) for role in roles().values()}
-    path, modules = list(sys.path), set(sys.modules)
+def beside(tmp_path, forgetful):
+    """Write a module beside a spec that imports it."""
 
     def write(source, tree=None):
-        name = f"parts_of_{request.node.callspec.id if hasattr(request.node, 'callspec') else 'x'}"
-        name = "".join(letter if letter.isalnum() else "_" for letter in name)
+        name = f"parts_{sum(source.encode())}"
         (tmp_path / f"{name}.py").write_text(source)
         (tmp_path / "s.toml").write_text(tomli_w.dumps((tree or vae()) | {"import": [name]}))
         return tmp_path / "s.toml"
 
-    yield write
-    assert sys.path == path
-    for name in set(sys.modules) - modules:
-        if name.startswith("parts_of_"):
-            del sys.modules[name]
-    for role, members in before.items():
-        role.members.clear()
-        role.members.update(members)
+    return write
 
 
 WIDE = """
@@ -618,7 +624,8 @@ def test_the_schema_names_every_member_with_its_fields(role):
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_the_examples_obey_the_schema(path):
+def test_the_examples_obey_the_schema(path, forgetful):
+    read_spec(path)
     tree = schema()
     assert obeys(tomllib.loads(path.read_text()), tree, tree["$defs"])
 
