@@ -70,14 +70,11 @@ def compare(
     spec: SpecFile, changes: Changes = None, out: Out = None, force: Force = False
 ) -> None:
     """Fit the models of a spec, reusing finished runs, and compare them on the test rows."""
-    from rich.console import Console
-
     from pyrovae.experiment import compare_spec
     from pyrovae.specs import read_spec
 
     folder = out or Path("runs") / spec.stem
-    comparison = compare_spec(read_spec(spec, changes or ()), folder, force, typer.echo)
-    Console(width=None if sys.stdout.isatty() else 120).print(comparison.table())
+    typer.echo(str(compare_spec(read_spec(spec, changes or ()), folder, force, typer.echo)))
     typer.echo(f"saved in {folder}")
 
 

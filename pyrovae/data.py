@@ -6,7 +6,7 @@ and test rows: all models are tested on the same x.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from pyrovae.models import Model, Transformed
 from pyrovae.part import validated
 from pyrovae.place import seeded
 from pyrovae.sources import Table, named, read, table
-from pyrovae.transforms import Dequantize, Transform
+from pyrovae.transforms import Binarize, Dequantize, Transform
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
@@ -89,7 +89,7 @@ class Data:
         return tuple(self.test.x.shape[1:])
 
     def wrap(self, model: Model) -> Model:
-        """The model of the raw rows: behind each invertible transform, with its Jacobian.
+        """The model of the raw rows: behind each invertible transform that it has not yet.
 
         Raises:
             Error: a density for whole levels, or a transform before a model of probabilities.
@@ -99,9 +99,17 @@ class Data:
                 f"the values of '{self.name}' are whole levels, of which a density has no bound: "
                 "add the transform 'dequantize', or choose a likelihood of probabilities"
             )
+        carried = list(_transforms(model))
         for transform in reversed(self.transforms):
-            model = Transformed(base=model, transform=deepcopy(transform))
+            if transform.spec() not in carried:
+                model = Transformed(base=model, transform=deepcopy(transform))
         return model
+
+
+def _transforms(model: Model) -> Iterator[dict[str, Any]]:
+    while isinstance(model, Transformed):
+        yield model.transform.spec()
+        model = model.base
 
 
 @validated
@@ -140,8 +148,10 @@ def load(
     source = _source(data, name, path)
     x = torch.as_tensor(source.choose(columns).x)
     x = x.flatten(1) if flatten else x
-    if not len(x):
-        raise Error(f"'{source.name}' has no row", "data")
+    if not x.numel():
+        what = "no column" if len(x) else "no row"
+        raise Error(f"'{source.name}' has {what}", "data")
+    _finite(x, source.name)
     train, held_out, tested = _split(len(x), source.official, validation, test, seed)
     noise = [deepcopy(step) for step in transforms if not step.invertible]
     if any(step.invertible for step in transforms[: len(noise)]):
@@ -151,7 +161,6 @@ def load(
         )
     place = (torch.device("cpu"), torch.float64 if x.dtype == torch.float64 else torch.float32)
     rows = Batch(x[train]).to(*place)
-    _finite(rows.x, source.name)
     for index, step in enumerate(noise):
         step.setup(tuple(rows.x.shape[1:]))
         step.to(*place)
@@ -164,22 +173,27 @@ def load(
         validation=judged[0] if len(held_out) else None,
         test=judged[1],
         columns=columns or source.columns,
-        quantised=source.quantised and not any(isinstance(step, Dequantize) for step in noise),
+        quantised=_quantised(source, noise),
         transforms=tuple(step for step in transforms if step.invertible),
         fingerprint=_fingerprint(rows.x, *(batch.x for batch in judged)),
     )
 
 
+def _quantised(source: Table, noise: Sequence[Transform]) -> bool:
+    levels = source.quantised or any(isinstance(step, Binarize) for step in noise)
+    return levels and not any(isinstance(step, Dequantize) for step in noise)
+
+
 def _source(data: Any, name: str | None, path: str | None) -> Table:
-    if data is not None and (name or path):
+    if data is not None and (name is not None or path is not None):
         raise Error("give rows, or a name or path, not both", "data")
     if isinstance(data, (str, Path)):
         name, path = (None, str(data)) if Path(data).suffix else (str(data), None)
     elif data is not None:
         return table(data)
-    if path and not name:
+    if path is not None and name is None:
         return read(Path(path))
-    return named(name or "digits", path)
+    return named("digits" if name is None else name, path)
 
 
 def _split(
@@ -202,9 +216,11 @@ def _split(
 
 
 def _finite(x: Tensor, name: str) -> None:
-    if len(bad := torch.nonzero(~x.flatten(1).isfinite().all(-1))):
+    if x.is_floating_point() and len(bad := torch.nonzero(~x.flatten(1).isfinite().all(-1))):
         raise Error(
-            f"{len(bad)} of {len(x)} training rows of '{name}' hold NaN or infinite values", "data"
+            f"{len(bad)} of {len(x)} rows of '{name}' hold NaN or infinite values, "
+            f"first row {bad[0].item()}",
+            "data",
         )
 
 

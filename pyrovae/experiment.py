@@ -17,11 +17,11 @@ from pyrovae.data import Data, load
 from pyrovae.errors import Error
 from pyrovae.evaluate import Comparison, LogLikelihood, log_likelihood, select
 from pyrovae.evaluate.comparison import comparable, ranked
-from pyrovae.fitting import FitError, History, fit
+from pyrovae.fitting import FitError, History, check_rows, fit, refuse
 from pyrovae.models import Model
 from pyrovae.part import check, keywords
-from pyrovae.place import seeded
-from pyrovae.runs import Run, json_text, open_run, save, vacant, write
+from pyrovae.place import destination, seeded
+from pyrovae.runs import Run, creatable, is_run, json_text, open_run, save, vacant, write
 from pyrovae.specs import Spec, build, candidates, evaluation
 
 Say = Callable[[str], None]
@@ -34,13 +34,13 @@ class Plan:
     Args:
         name: in the spec.
         table: all that the fit depends on.
-        models: the candidates, each after what was decided; one where there is no choice.
+        models: the candidates with what was decided for each; one where there is no choice.
         data: to fit and to judge.
     """
 
     name: str
     table: dict[str, Any]
-    models: dict[str, Model]
+    models: list[tuple[str, Model]]
     data: Data
 
     def fit(self, folder: Path, force: bool = False) -> Run:
@@ -49,24 +49,27 @@ class Plan:
         Raises:
             FitError: a fit failed; the last good weights are saved, with `failed` in results.json.
         """
-        histories: dict[str, History] = {}
-        for label, model in self.models.items():
+        histories = []
+        for _, model in self.models:
             try:
-                histories[label] = fit(
-                    model, self.data.train, self.data.validation, **self.table["train"]
-                )
+                train, validation = self.data.train, self.data.validation
+                histories.append(fit(model, train, validation, **self.table["train"]))
             except FitError as error:
-                if error.history.epochs:
+                if error.history.epochs and not folder.exists():
                     self._save(folder, model, error.history, {"failed": str(error)}, force)
-                    raise FitError(f"{error} and saved in '{folder}'", error.history) from None
+                    raise FitError(f"{error}, saved in '{folder}'", error.history) from None
                 raise
-        best, tried = next(iter(self.models)), {}
+        best, tried = 0, []
         if len(self.models) > 1:
-            index, means = select(list(self.models.values()), self.data.validation)
-            best, tried = list(self.models)[index], dict(zip(self.models, means, strict=True))
-        seconds = sum(history.seconds for history in histories.values())
-        results = {"seconds": seconds, "chosen": best, "tried": tried}
-        return self._save(folder, self.models[best], histories[best], results, force)
+            best, means = select([model for _, model in self.models], self.data.validation)
+            labels = (label for label, _ in self.models)
+            tried = [{"choice": c, "validation": v} for c, v in zip(labels, means, strict=True)]
+        results = {
+            "seconds": sum(history.seconds for history in histories),
+            "chosen": self.models[best][0],
+            "tried": tried,
+        }
+        return self._save(folder, self.models[best][1], histories[best], results, force)
 
     def _save(
         self, folder: Path, model: Model, history: History, results: dict[str, Any], force: bool
@@ -95,29 +98,32 @@ def plan(spec: Spec, data: Data) -> dict[str, Plan]:
         Error: a model that cannot be built, data that it cannot have generated, a choice without
             validation rows, models that cannot be compared.
     """
-    plans = {}
+    plans: dict[str, Plan] = {}
     for name in spec.models:
         path = name if name == "model" else f"models.{name}"
-        built = {}
+        settings = check(keywords(fit), spec.train[name], "train")
+        built = []
         for label, table in candidates(spec.models[name], path):
-            with seeded(spec.train[name].get("seed", 0)):
-                built[label] = _built(table, data, path)
+            with seeded(settings["seed"]):
+                model = build(table, data.event, path)
+                try:
+                    built.append((label, _accepted(model, data, settings)))
+                except Error as error:
+                    raise error.under(path) from None
         if len(built) > 1 and data.validation is None:
-            raise Error(
-                "a list is a choice made on validation rows, and data.validation is 0", path
-            )
+            raise Error("a list is a choice made on validation rows: data.validation is 0", path)
         plans[name] = Plan(name, spec.table(name), built, data)
-    comparable({name: next(iter(item.models.values())) for name, item in plans.items()})
+    comparable({f"{n} {label}".strip(): m for n, p in plans.items() for label, m in p.models})
     return plans
 
 
-def _built(table: dict[str, Any], data: Data, path: str) -> Model:
-    model = build(table, data.event, path)
-    try:
-        model = data.wrap(model)
-        model.check(as_batch(data.train))
-    except Error as error:
-        raise error.under(path) from None
+def _accepted(model: Model, data: Data, settings: dict[str, Any]) -> Model:
+    """The model on the raw scale, after all that could be refused has been looked at."""
+    model, train = data.wrap(model), as_batch(data.train)
+    destination(model, settings["device"])
+    method = settings["method"] or model.method
+    refuse(model, train, data.validation, method, settings["batch_size"], settings["patience"])
+    check_rows(model, data.test, "test")
     return model
 
 
@@ -130,8 +136,8 @@ def fit_spec(spec: Spec, folder: Path, force: bool, say: Say) -> Run:
     vacant(folder, force)
     run = plan(spec, spec.load())["model"].fit(folder, force)
     say(
-        f"{run.model.kind}: {run.results['stopped']} after {run.results['epochs']} epochs, "
-        f"{run.results['seconds']:.1f} s"
+        f"{spec.models['model']['kind']}: {run.results['stopped']} "
+        f"after {run.results['epochs']} epochs, {run.results['seconds']:.1f} s"
     )
     return run
 
@@ -149,8 +155,14 @@ def evaluate_run(
     if "failed" in run.results:
         raise Error(f"the fit in '{run.folder}' failed: {run.results['failed']}")
     data = data or load(**check(keywords(load), run.spec.get("data", {}), "data"))
-    result = evaluated(run.model, data.test, settings or run.spec.get("evaluate", {}))
-    run.record(log_likelihood=result.summary())
+    asked = run.results.get("request", {}).get("data")
+    if asked == run.spec.get("data") and data.fingerprint != run.results.get("fingerprint"):
+        raise Error(f"the data of '{run.folder}' have changed since it was fitted", "data")
+    settings = run.spec.get("evaluate", {}) if settings is None else settings
+    check_rows(run.model, data.test, "test")
+    result = evaluated(run.model, data.test, settings)
+    how = {"data": run.spec.get("data", {}), "evaluate": settings}
+    run.record(log_likelihood=result.summary(), evaluated=how)
     return result
 
 
@@ -163,8 +175,7 @@ def evaluated(model: Model, test: Batch, settings: dict[str, Any]) -> LogLikelih
 
 def compare_spec(spec: Spec, folder: Path, force: bool, say: Say) -> Comparison:
     """Compare the models of a spec on the test rows; finished runs of the same spec are reused."""
-    if (folder / "weights.safetensors").exists():
-        raise Error(f"'{folder}' is the run of one model: name another folder with --out")
+    _comparison_folder(folder)
     data = spec.load()
     plans = plan(spec, data)
     finished = {name: _finished(item, folder / name, force) for name, item in plans.items()}
@@ -184,23 +195,27 @@ def compare_spec(spec: Spec, folder: Path, force: bool, say: Say) -> Comparison:
         {name: run.results["seconds"] for name, run in runs.items()},
         {name: text for name, run in runs.items() if (text := _choice(run))},
     )
-    tree = {
-        "data": spec.data,
-        "evaluate": spec.evaluate,
-        "models": {n: spec.models[n] | {"train": spec.train[n]} for n in runs},
-    }
-    write(
-        folder / "spec.toml",
-        tomli_w.dumps(tree | ({"import": list(spec.imports)} if spec.imports else {})),
-    )
+    models = {name: spec.models[name] | {"train": spec.train[name]} for name in runs}
+    tree = {"import": list(spec.imports), "data": spec.data, "evaluate": spec.evaluate}
     write(folder / "results.json", json_text(comparison.summary()))
+    write(folder / "spec.toml", tomli_w.dumps(tree | {"models": models}))
     return comparison
 
 
+def _comparison_folder(folder: Path) -> None:
+    """Refuse a folder for a comparison that holds anything else."""
+    if is_run(folder):
+        raise Error(f"'{folder}' is the run of one model: name another folder with --out")
+    creatable(folder)
+    if not folder.exists():
+        return
+    written = {"results.json"} | ({"spec.toml"} if (folder / "results.json").exists() else set())
+    if others := [p for p in sorted(folder.iterdir()) if p.name not in written and not is_run(p)]:
+        raise Error(f"'{folder}' holds '{others[0].name}', no run: name another folder with --out")
+
+
 def _choice(run: Run) -> str:
-    tried = ", ".join(
-        f"{label}: {mean:.2f}" for label, mean in run.results["tried"].items() if mean is not None
-    )
+    tried = ", ".join(f"{t['choice']}: {t['validation']:.2f}" for t in run.results["tried"])
     return (
         f"{run.results['chosen']} chosen by log p(x) on the validation rows ({tried})"
         if tried

@@ -133,7 +133,7 @@ def fit(
         rows, held_out = _placed(train, "train", place), _placed(validation, "validation", place)
         model.to(*place)
         everything = as_batch(rows)
-        _refuse(model, everything, held_out, batch_size if method == "svi" else 1, patience)
+        refuse(model, everything, held_out, method, batch_size, patience)
         passes: Callable[[], Iterator[Epoch]]
         if method == "em":
             passes = partial(
@@ -175,7 +175,7 @@ def _watch(
 ) -> History:
     """Run the epochs; SVI with validation rows ends at the weights of its best one."""
     seen: list[Epoch] = []
-    best, weights, stopped = 0, None, "finished"
+    best, highest, weights, stopped = 0, -math.inf, None, "finished"
     try:
         for epoch in passes:
             value = math.nan if held_out is None else bound(model, held_out)
@@ -183,8 +183,9 @@ def _watch(
             bar.show(seen[-1])
             if method == "em" or held_out is None:
                 best = epoch.index
-            elif weights is None or value > seen[best].validation:
+            elif weights is None or value > highest:
                 best, weights = epoch.index, Snapshot(model)
+                highest = -math.inf if math.isnan(value) else value
             elif patience and epoch.index - best >= patience:
                 stopped = "early stopping"
                 break
@@ -205,18 +206,33 @@ def _placed(data: Any, name: str, place: Place) -> Any:
         raise error.under(name) from None
 
 
-def _refuse(
-    model: Model, train: Batch, validation: Batch | None, batch_size: int, patience: int | None
+def refuse(
+    model: Model,
+    train: Batch,
+    validation: Batch | None,
+    method: str,
+    batch_size: int,
+    patience: int | None,
 ) -> None:
+    """Refuse what `fit` cannot do, before anything is done.
+
+    Raises:
+        Error: rows that the model cannot have generated, too few of them, a method that the model
+            has not, early stopping without validation rows.
+    """
     for name, batch in (("train", train), ("validation", validation)):
-        try:
-            if batch is not None:
-                model.check(batch)
-        except Error as error:
-            raise error.under(name) from None
-    if len(train) < batch_size:
+        if batch is not None:
+            check_rows(model, batch, name)
+    if method == "em":
+        model.expect(train[:1].to(*destination(model)))
+    elif len(train) < batch_size:
         raise Error(
             f"{len(train)} training rows are fewer than a batch of {batch_size}: lower batch_size",
+            "train",
+        )
+    if len(train) < model.least_rows:
+        raise Error(
+            f"{model.least_rows} components need at least as many rows, got {len(train)}",
             "train",
         )
     if patience and validation is None:
@@ -226,14 +242,20 @@ def _refuse(
         )
 
 
+def check_rows(model: Model, batch: Batch, name: str) -> None:
+    """`model.check`, with the name of the rows in the error."""
+    try:
+        model.check(batch)
+    except Error as error:
+        raise error.under(name) from None
+
+
 class Bar:
     """Progress with loss, speed and time left."""
 
     def __init__(self, progress: Progress, title: str) -> None:
-        self.progress, self.task = (
-            progress,
-            progress.add_task(title, loss="", speed="", total=None),
-        )
+        self.progress = progress
+        self.task = progress.add_task(title, loss="", speed="", total=None)
         self.rows, self.began = 0, time.perf_counter()
 
     def begin(self, total: int) -> None:

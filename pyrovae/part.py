@@ -125,7 +125,7 @@ class Part(nn.Module, ABC):
             spec["kind"],
             {name: value for name, value in spec.items() if name != "kind"},
         )
-        if kind not in known:
+        if not isinstance(kind, str) or kind not in known:
             raise Error(unknown(role, kind, known), path)
         try:
             part = known[kind](**values)

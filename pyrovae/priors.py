@@ -65,7 +65,9 @@ class StandardNormal(Prior):
 
 
 class GaussianMixture(Prior):
-    r"""A mixture of normals, p(z) = \sum_k \pi_k N(z; \mu_k, diag \sigma_k^2), all learned.
+    r"""A mixture of normals with learned weights, means and scales.
+
+    p(z) = \sum_k \pi_k N(z; \mu_k, diag \sigma_k^2)
 
     Approximate Inference for Deep Latent Gaussian Mixtures (Nalisnick, Hertel & Smyth, 2016).
     """
@@ -83,7 +85,9 @@ class GaussianMixture(Prior):
 
 
 class Vamp(Prior):
-    r"""The variational mixture of posteriors, p(z) = 1/K \sum_k q(z | u_k), u_k learned.
+    r"""The variational mixture of posteriors, q averaged over learned pseudo-inputs.
+
+    p(z) = 1/K \sum_k q(z | u_k)
 
     The pseudo-inputs start at rows of the data. VAE with a VampPrior (Tomczak & Welling, 2018).
     """

@@ -35,6 +35,7 @@ from pyrovae.fitting import History
 from pyrovae.models import Model
 from pyrovae.place import seeded
 
+FILES = ("spec.toml", "weights.safetensors", "history.csv", "results.json")
 PACKAGES = ("pyrovae", "torch", "pyro-ppl", "numpy", "scikit-learn", "arviz-stats")
 
 
@@ -60,16 +61,39 @@ class Run:
         write(self.folder / "results.json", json_text(self.results))
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds a run."""
+    return all((folder / name).is_file() for name in FILES)
+
+
 def vacant(folder: Path, force: bool) -> None:
-    """Refuse a folder that exists.
+    """Refuse a place for a run folder.
 
     Raises:
-        Error: the folder exists and nobody said that it may be replaced.
+        Error: there is a run and nobody said that it may be replaced; or something else that may
+            not be replaced at all; or no folder can be made there.
     """
-    if folder.exists() and not force:
+    if _exists(folder) and not force:
         raise Error(
             f"'{folder}' exists: name another folder with --out, or replace it with --force"
         )
+    if _exists(folder) and not is_run(folder):
+        raise Error(f"'{folder}' is no run, and --force replaces runs only")
+    creatable(folder)
+
+
+def creatable(folder: Path) -> None:
+    """Refuse a place where no folder can be made, because something above it is a file."""
+    nearest = next(place for place in (folder, *folder.absolute().parents) if _exists(place))
+    if not nearest.is_dir():
+        raise Error(f"'{folder}' cannot be written: '{nearest}' is a file")
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as failure:
+        raise Error(f"'{path}' cannot be looked at: {failure.strerror}") from None
 
 
 def save(
@@ -108,8 +132,10 @@ def save(
             save_file(tensors, draft / "weights.safetensors")
             (draft / "history.csv").write_text(_csv(history), "utf-8")
             (draft / "results.json").write_text(json_text(whole), "utf-8")
+            for path in draft.iterdir():
+                path.chmod(0o644)
             draft.chmod(0o755)
-            replace_folder(draft, folder)
+            _replace(draft, folder)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
     except OSError as failure:
@@ -117,15 +143,18 @@ def save(
     return Run(folder, tree, model, whole)
 
 
-def replace_folder(draft: Path, folder: Path) -> None:
+def _replace(draft: Path, folder: Path) -> None:
     """Move a finished folder to its place; what was there goes when the new one stands."""
     if not folder.exists():
         draft.rename(folder)
         return
-    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent)) / folder.name
-    folder.rename(old)
-    draft.rename(folder)
-    shutil.rmtree(old.parent)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as beside:
+        old = folder.rename(Path(beside) / folder.name)
+        try:
+            draft.rename(folder)
+        except OSError:
+            old.rename(folder)
+            raise
 
 
 def open_run(folder: Path) -> Run:
@@ -135,6 +164,9 @@ def open_run(folder: Path) -> Run:
         Error: no run, or one whose files are damaged or do not fit together.
     """
     spec = _read(folder / "spec.toml", tomllib.loads)
+    if "models" in spec:
+        names = ", ".join(str(folder / name) for name in spec["models"])
+        raise Error(f"'{folder}' is a comparison: name one of its runs, {names}")
     results = _read(folder / "results.json", json.loads)
     try:
         with seeded(0):
@@ -161,7 +193,8 @@ def write_samples(run: Run, rows: int, seed: int, path: Path, force: bool = Fals
     """
     if path.suffix not in WRITERS:
         raise Error(f"samples are written as {', '.join(sorted(WRITERS))}, got '{path.name}'")
-    vacant(path, force)
+    if _exists(path) and not (force and path.is_file()):
+        raise Error(f"'{path}' exists: name another file with --out, or replace it with --force")
     with seeded(seed):
         x = run.model.sample(rows)
     content = io.BytesIO()

@@ -8,7 +8,6 @@ import csv
 import gzip
 import io
 import struct
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pyrovae.errors import Error
 from pyrovae.part import unknown
@@ -88,14 +88,24 @@ def table(data: Any, name: str = "array") -> Table:
         Error: values that are not numbers.
     """
     columns = tuple(map(str, data.columns)) if hasattr(data, "columns") else ()
-    x = np.array(data)
-    if x.dtype.kind not in ("biufO" if columns else "biuf"):
-        raise Error(
-            f"the values of '{name}' are not numbers (their type is {x.dtype})",
-            "data",
+    if isinstance(data, Tensor):
+        data = (
+            data.detach().cpu().float() if data.is_floating_point() and data.itemsize < 4 else data
         )
+        data = data.detach().cpu().numpy()
+    if isinstance(data, np.ma.MaskedArray):
+        data = np.ma.filled(data.astype(float), np.nan)
+    try:
+        x = np.array(data)
+    except ValueError as failure:
+        raise Error(f"the rows of '{name}' make no array: {failure}", "data") from None
+    if x.dtype.kind not in ("biufO" if columns else "biuf"):
+        raise Error(f"the values of '{name}' are not numbers (their type is {x.dtype})", "data")
     if x.ndim < 2:
         raise Error(f"'{name}' should have the shape (rows, *x), got {x.shape}", "data")
+    if x.dtype.kind == "f" and x.dtype.itemsize > 8:
+        x = x.astype(np.float64)
+    x = x.astype(x.dtype.newbyteorder("="))
     return Table(name, x, columns, quantised=x.dtype.kind in "bu")
 
 
@@ -123,20 +133,29 @@ def read(path: Path) -> Table:
     Raises:
         Error: no such file, an unknown suffix, or contents that are not what the name says.
     """
-    if not path.is_file():
-        raise Error(f"there is no file '{path}'", "data.path")
+    return _guarded(_by_suffix, path)
+
+
+def _by_suffix(path: Path) -> Table:
     suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
-    reader = _idx if "idx" in path.name else READERS.get(suffix)
+    reader = READERS.get(suffix, _idx if "idx" in path.name else None)
     if reader is None:
         raise Error(
-            f"'{path}' is of no known kind. Known: {', '.join(sorted(READERS))}, idx.", "data.path"
+            f"'{path}' is of no known kind. Known: {', '.join(READERS)}, idx.", "data.path"
         )
+    return reader(path)
+
+
+def _guarded(reader: Callable[[Path], Table], path: Path) -> Table:
+    """What the reader makes of the file; whatever is wrong with it ends in one sentence."""
     try:
+        if not path.is_file():
+            raise Error(f"there is no file '{path}'", "data.path")
         return reader(path)
     except Error:
         raise
-    except (OSError, ValueError, EOFError, KeyError, struct.error, zipfile.BadZipFile) as failure:
-        reason = (str(failure).splitlines() or ["the file ends early"])[0]
+    except Exception as failure:
+        reason = (str(failure).splitlines() or [type(failure).__name__])[0]
         raise Error(f"'{path}' is not what its name says: {reason}", "data.path") from None
 
 
@@ -160,8 +179,14 @@ def _mnist(path: str | None) -> Table:
     folder = Path(path)
     if not folder.is_dir():
         raise Error(f"there is no folder '{path}' with mnist's idx files", "data.path")
-    parts = [_idx(_find(folder, f"{part}-images")).x for part in ("train", "t10k")]
-    return Table("mnist", np.concatenate(parts)[:, None], quantised=True, official=len(parts[1]))
+    files = [_find(folder, f"{part}-images") for part in ("train", "t10k")]
+    train, test = (_guarded(_idx, file).x for file in files)
+    if train.shape[1:] != test.shape[1:]:
+        raise Error(
+            f"'{files[0]}' holds images of {train.shape[1:]}, '{files[1]}' of {test.shape[1:]}",
+            "data.path",
+        )
+    return Table("mnist", np.concatenate([train, test])[:, None], (), True, official=len(test))
 
 
 def _find(folder: Path, stem: str) -> Path:
@@ -192,28 +217,29 @@ def _npy(path: Path) -> Table:
 
 
 def _npz(path: Path) -> Table:
-    with np.load(io.BytesIO(_bytes(path)), allow_pickle=False) as archive:
-        key = "x" if "x" in archive else archive.files[0]
-        return table(archive[key], path.name)
+    archive = np.load(io.BytesIO(_bytes(path)), allow_pickle=False)
+    if not isinstance(archive, np.lib.npyio.NpzFile) or not archive.files:
+        raise ValueError("it holds no arrays")
+    return table(archive["x" if "x" in archive else archive.files[0]], path.name)
 
 
 def _csv(path: Path) -> Table:
-    lines = [row for row in csv.reader(io.StringIO(_bytes(path).decode("utf-8-sig"))) if row]
+    reader = csv.reader(io.StringIO(_bytes(path).decode("utf-8-sig"), newline=None))
+    lines = [(reader.line_num, row) for row in reader if row]
     if not lines:
         raise Error(f"'{path}' is empty", "data.path")
-    header = not all(_is_number(cell) for cell in lines[0])
-    columns = tuple(cell.strip() for cell in lines[0]) if header else ()
+    first = lines[0][1]
+    header = not all(_is_number(cell) for cell in first)
+    columns = tuple(cell.strip() for cell in first) if header else ()
     body = lines[header:]
-    for number, row in enumerate(body, start=1 + header):
-        if len(row) != len(lines[0]):
+    for number, row in body:
+        if len(row) != len(first):
             raise Error(
-                f"line {number} of '{path}' has {len(row)} cells, the first has {len(lines[0])}",
+                f"line {number} of '{path}' has {len(row)} cells, the first has {len(first)}",
                 "data.path",
             )
-    x = np.array([[_number(cell) for cell in row] for row in body], dtype=object).reshape(
-        len(body), len(lines[0])
-    )
-    return Table(path.name, x, columns)
+    x = np.array([[_number(cell) for cell in row] for _, row in body], dtype=object)
+    return Table(path.name, x.reshape(len(body), len(first)), columns)
 
 
 def _is_number(cell: str) -> bool:
@@ -250,11 +276,7 @@ def _idx(path: Path) -> Table:
     values = np.frombuffer(raw, _IDX[kind], offset=4 + 4 * dimensions)
     if values.size != np.prod(shape):
         raise Error(f"'{path}' says {shape} and holds {values.size} values", "data.path")
-    return Table(
-        path.name,
-        values.reshape(shape).astype(values.dtype.newbyteorder("=")),
-        quantised=values.dtype.kind == "u",
-    )
+    return table(values.reshape(shape), path.name)
 
 
 def _bytes(path: Path) -> bytes:

@@ -32,6 +32,7 @@ from pyrovae.part import Part, check, json_schema, keywords, roles, unknown
 from pyrovae.runs import Run
 
 Tree = dict[str, Any]
+RESERVED = ("", "..", "spec.toml", "results.json")
 TABLES = ("data", "evaluate", "import", "model", "models", "train")
 
 
@@ -93,10 +94,10 @@ def read_spec(path: Path, changes: Sequence[str] = ()) -> Spec:
     Raises:
         Error: no such file, no TOML, unknown or wrong entries, with the dotted path.
     """
-    if not path.is_file():
-        raise Error(f"there is no spec file '{path}'")
     try:
         tree = tomllib.loads(path.read_text("utf-8"))
+    except OSError as failure:
+        raise Error(f"there is no spec file '{path}' ({failure.strerror})") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as failure:
         raise Error(f"'{path}' is no TOML file: {failure}") from None
     return parse(tree, path.stem, changes, path.parent)
@@ -109,34 +110,46 @@ def parse(tree: Tree, name: str, changes: Sequence[str] = (), folder: Path | Non
     for key in tree:
         if key not in TABLES:
             raise Error(unknown("table", key, TABLES))
-    for key in ("data", "evaluate", "model", "models", "train"):
-        if not isinstance(tree.get(key, {}), Mapping):
-            raise Error(f"should be a table, got {tree[key]!r}", key)
+    data, evaluate, train = (
+        _table(tree.get(key, {}), key) for key in ("data", "evaluate", "train")
+    )
     imports = tree.get("import", [])
     if not isinstance(imports, list) or not all(isinstance(module, str) for module in imports):
         raise Error(f"should be a list of module names, got {imports!r}", "import")
-    for module in imports:
-        _import(module, folder)
+    import_modules(imports, folder)
+    check(keywords(load), data, "data")
+    check(keywords(evaluation), evaluate, "evaluate")
+    models, settings = {}, {}
+    tables, prefix = _models(tree)
+    for key in tables:
+        table = _inherited(tables, key, prefix, ())
+        own = _table(table.pop("train", {}), f"{prefix}{key}.train")
+        settings[key] = merged(train, own)
+        check(keywords(fit), settings[key], f"{prefix}{key}.train" if own else "train")
+        models[key] = table
+    return Spec(name, data, evaluate, models, settings, tuple(imports))
+
+
+def _models(tree: Tree) -> tuple[Tree, str]:
+    """The tables of the models by name, and what stands before the name in a path."""
     if ("model" in tree) == ("models" in tree):
         raise Error("a spec has either one table [model] or several [models.NAME]")
-    tables = {"model": tree["model"]} if "model" in tree else tree["models"]
-    prefix = "" if "model" in tree else "models."
+    if "model" in tree:
+        return {"model": _table(tree["model"], "model")}, ""
+    tables = _table(tree["models"], "models")
     if not tables:
         raise Error("has no model: add [models.NAME]", "models")
-    check(keywords(load), tree.get("data", {}), "data")
-    check(keywords(evaluation), tree.get("evaluate", {}), "evaluate")
-    models, train = {}, {}
-    for key in tables:
-        if not isinstance(tables[key], Mapping):
-            raise Error(f"should be a table, got {tables[key]!r}", f"{prefix}{key}")
-        table = _inherited(tables, key, ())
-        own = table.pop("train", {})
-        train[key] = merged(tree.get("train", {}), own)
-        check(keywords(fit), train[key], f"{prefix}{key}.train" if own else "train")
-        models[key] = table
-    return Spec(
-        name, tree.get("data", {}), tree.get("evaluate", {}), models, train, tuple(imports)
-    )
+    for name in tables:
+        if name in RESERVED or Path(name).name != name:
+            raise Error(f"'{name}' cannot name a model: it names its folder", "models")
+        _table(tables[name], f"models.{name}")
+    return tables, "models."
+
+
+def _table(value: Any, path: str) -> Tree:
+    if not isinstance(value, dict):
+        raise Error(f"should be a table, got {value!r}", path)
+    return value
 
 
 def build(table: Tree, event: tuple[int, ...], path: str = "model") -> Model:
@@ -151,10 +164,15 @@ def candidates(table: Tree, path: str = "model") -> Iterator[tuple[str, Tree]]:
         decided, words = table, []
         for (steps, _), value in zip(choices, decision, strict=True):
             decided = merged(decided, _nested(steps, value))
-            words.append(
-                f"{'.'.join(steps)}={value['kind'] if isinstance(value, Mapping) else value}"
-            )
+            words.append(f"{'.'.join(steps)}={_short(value)}")
         yield ", ".join(words), decided
+
+
+def _short(value: Any) -> str:
+    if not isinstance(value, Mapping):
+        return str(value)
+    fields = ", ".join(f"{name}={_short(v)}" for name, v in value.items() if name != "kind")
+    return f"{value.get('kind', '')}({fields})" if fields else str(value.get("kind"))
 
 
 def merged(tree: Tree, changes: Mapping[str, Any]) -> Tree:
@@ -203,18 +221,30 @@ def schema() -> Tree:
 
 def _member_schema(kind: str, member: type[Part]) -> Tree:
     own = json_schema(member.fields)
-    own["properties"] = {"kind": {"const": kind}} | own.get("properties", {})
+    properties = {name: _or_choice(rule) for name, rule in own.get("properties", {}).items()}
+    required = own.get("required", [])
     if issubclass(member, Model):
-        own["properties"] |= {"train": {"type": "object"}, "extends": {"type": "string"}}
-        own["required"] = [name for name in own.get("required", []) if name != "x"]
-    own["required"] = ["kind", *own.get("required", [])]
-    return own | {"description": (member.__doc__ or "").strip().splitlines()[0]}
+        properties |= {"train": {"type": "object"}, "extends": {"type": "string"}}
+        required = [name for name in required if name != "x"]
+    return own | {
+        "properties": {"kind": {"const": kind}} | properties,
+        "required": ["kind", *required],
+        "description": (member.__doc__ or "").strip().splitlines()[0],
+    }
+
+
+def _or_choice(rule: Tree) -> Tree:
+    """The rule of a field, or a list of values that obey it, where the field takes no list."""
+    options = rule.get("anyOf", [rule])
+    if any(option.get("type") == "array" for option in options):
+        return rule
+    return {"anyOf": [rule, {"type": "array", "items": rule, "minItems": 1}]}
 
 
 def _choices(
     role: type[Part], table: Mapping[str, Any], path: str
 ) -> Iterator[tuple[tuple[str, ...], list[Any]]]:
-    member = role.members.get(table.get("kind", ""))
+    member = role.members.get(str(table.get("kind")))
     for name, field in member.fields.model_fields.items() if member else ():
         value, types = table.get(name), list(_types(field.annotation))
         inner = next((t for t in types if isinstance(t, type) and issubclass(t, Part)), None)
@@ -238,7 +268,7 @@ def _types(annotation: Any) -> Iterator[Any]:
 
 def _shaped(table: Tree, event: tuple[int, ...]) -> Tree:
     """The table with the shape of x, which a spec takes from the data."""
-    member = Model.members.get(table.get("kind", ""))
+    member = Model.members.get(str(table.get("kind")))
     if member and "x" in member.fields.model_fields:
         return {"x": list(event)} | table
     base = table.get("base")
@@ -246,16 +276,16 @@ def _shaped(table: Tree, event: tuple[int, ...]) -> Tree:
     return table | {"base": _shaped(base, event)} if isinstance(base, dict) else table
 
 
-def _inherited(tables: Mapping[str, Any], key: str, seen: tuple[str, ...]) -> Tree:
-    table = dict(tables[key])
+def _inherited(tables: Tree, key: str, prefix: str, seen: tuple[str, ...]) -> Tree:
+    table, path = dict(tables[key]), f"{prefix}{key}.extends"
     parent = table.pop("extends", None)
     if parent is None:
         return table
-    if parent not in tables:
-        raise Error(unknown("model", parent, tables), f"models.{key}.extends")
+    if not isinstance(parent, str) or parent not in tables:
+        raise Error(unknown("model", parent, tables), path)
     if parent in (*seen, key):
-        raise Error(f"'{key}' extends itself", f"models.{key}.extends")
-    return merged(_inherited(tables, parent, (*seen, key)), table)
+        raise Error(f"'{key}' extends itself", path)
+    return merged(_inherited(tables, parent, prefix, (*seen, key)), table)
 
 
 def _set(tree: Tree, change: str) -> Tree:
@@ -288,26 +318,27 @@ def changed(run: Run, changes: Sequence[str]) -> Run:
     return replace(run, spec=tree)
 
 
-def import_modules(modules: Sequence[str], folder: Path) -> None:
+def import_modules(modules: Sequence[str], folder: Path | None) -> None:
     """Import a user's modules, which may lie in the folder."""
-    for module in modules:
-        _import(module, folder)
-
-
-def _import(module: str, folder: Path | None) -> None:
     places = [str(folder.resolve())] if folder else []
     sys.path[:0] = places
+    try:
+        for module in modules:
+            _import(module)
+    finally:
+        for place in places:
+            sys.path.remove(place)
+
+
+def _import(module: str) -> None:
     try:
         importlib.import_module(module)
     except ModuleNotFoundError as failure:
         raise Error(
             f"there is no module '{failure.name}' beside the spec or installed", "import"
         ) from None
-    except Exception as failure:
+    except (Exception, SystemExit) as failure:
         raise Error(
             f"the module '{module}' cannot be imported: {type(failure).__name__}: {failure}",
             "import",
         ) from None
-    finally:
-        for place in places:
-            sys.path.remove(place)

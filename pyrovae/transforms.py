@@ -117,7 +117,7 @@ class Dequantize(Transform):
             raise Error(f"dequantize takes whole numbers, got {x[tuple(bad[0])]:g}")
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + torch.rand_like(x)
+        return torch.minimum(x + torch.rand_like(x), torch.nextafter(x + 1, x))
 
 
 def spread(x: Tensor) -> Tensor:

@@ -245,8 +245,9 @@ def test_a_choice_is_made_and_saved(here, ask):
     code, _, _ = ask("fit", "mixture.toml", "--set", "model.components=[1, 2]", "--out", "a")
     assert code == 0
     found = results("a")
-    assert found["tried"].keys() == {"components=1", "components=2"}
-    assert found["chosen"] == max(found["tried"], key=found["tried"].get)
+    means = {tried["choice"]: tried["validation"] for tried in found["tried"]}
+    assert means.keys() == {"components=1", "components=2"}
+    assert found["chosen"] == max(means, key=means.get)
     assert open_run(here / "a").model.components == int(found["chosen"][-1])
 
 
@@ -301,6 +302,7 @@ def test_evaluate_changes_results_json_only(here, ask):
     }
     old, new = (json.loads(tree["runs/iris/results.json"]) for tree in (before, after))
     assert new.pop("log_likelihood")
+    assert new.pop("evaluated")["evaluate"] == {"particles": 20}
     assert new == old
 
 
@@ -581,7 +583,10 @@ MISTAKES = [
     (fit("file", "data.path=levels.npy"), "are whole levels"),
     (fit("digits", "data.transforms=[]"), "outside the "),
     (fit("digits", f"{LIKELIHOOD}=normal"), "model: the values of 'digits' are whole levels"),
-    (fit("iris", f"{LIKELIHOOD}=bernoulli"), "would leave the support"),
+    (
+        fit("iris", f"{LIKELIHOOD}=bernoulli"),
+        "standardize needs a density: bernoulli takes 0 or 1",
+    ),
     (fit("file", "data.transforms=['dequantize']"), "dequantize takes whole numbers, got"),
     (fit("file", "data.transforms=['binarize']"), "binarize takes intensities from 0, got -"),
     (fit("iris", "data.transforms=['standardize', 'binarize']"), "noise comes before invertible"),

@@ -497,7 +497,7 @@ def test_binarized_levels_are_refused_by_a_density(table):
 
 def test_standardize_is_refused_before_probabilities():
     data = load(transforms=[Binarize(), Standardize()])
-    with pytest.raises(Error, match="would leave the support: give it to a density"):
+    with pytest.raises(Error, match="standardize needs a density: bernoulli takes 0 or 1"):
         data.wrap(VAE(x=data.event, z=(2,), likelihood=Bernoulli()))
 
 

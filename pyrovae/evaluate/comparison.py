@@ -10,11 +10,13 @@ density of real numbers are not, and no constant turns one into the other.
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import PositiveInt
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -45,6 +47,20 @@ class Entry:
     parameters: int
     seconds: float
 
+    def cells(self) -> tuple[str, ...]:
+        """The row of the table."""
+        result = self.result
+        paired = f"{self.difference:.2f} ± {self.difference_se:.2f}"
+        return (
+            self.name,
+            f"{result.mean:.2f} ± {result.se:.2f}",
+            result.kind,
+            paired if self.difference_se else "best",
+            "-" if math.isnan(result.heavy) or result.exact else f"{result.heavy:.1%}",
+            f"{self.parameters:,}",
+            "-" if math.isnan(self.seconds) else f"{self.seconds:.1f}",
+        )
+
     def summary(self) -> dict[str, Any]:
         """The figures, as they are written to results.json."""
         return {
@@ -71,51 +87,38 @@ class Comparison:
     def __getitem__(self, name: str) -> Entry:
         return next(entry for entry in self.entries if entry.name == name)
 
-    def table(self) -> Table:
-        """The comparison as a rich table."""
-        table = Table(caption=self._caption(), caption_justify="left")
-        table.add_column("model", no_wrap=True)
-        for title in (
+    def __str__(self) -> str:
+        columns = (
+            "model",
             "log p(x), nats",
             "",
             "from the best",
             "k-hat > 0.7",
             "parameters",
             "seconds",
-        ):
-            table.add_column(title, justify="right", no_wrap=True)
+        )
+        table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
+        for column in table.columns[1:]:
+            column.justify = "right"
         for entry in self.entries:
-            result = entry.result
-            table.add_row(
-                entry.name,
-                f"{result.mean:.2f} ± {result.se:.2f}",
-                result.kind,
-                f"{entry.difference:.2f} ± {entry.difference_se:.2f}"
-                if entry.difference_se
-                else "best",
-                "-" if result.exact or math.isnan(result.heavy) else f"{result.heavy:.1%}",
-                f"{entry.parameters:,}",
-                "-" if math.isnan(entry.seconds) else f"{entry.seconds:.1f}",
-            )
-        return table
-
-    def _caption(self) -> str:
-        results = [entry.result for entry in self.entries]
-        lines = [
-            f"Means over {len(results[0].value)} test rows ± standard error over rows, not seeds; "
-            "differences are paired by row."
-        ]
-        if {result.exact for result in results} == {True, False}:
-            lines.append(
-                "An exact figure is log p(x); a lower bound is, in expectation, at most log p(x)."
-            )
-        lines += [f"{name}: {text}." for name, text in self.chosen.items()]
-        return "\n".join(lines)
-
-    def __str__(self) -> str:
+            table.add_row(*entry.cells())
+        wide = Console(width=10_000, color_system=None)
         text = io.StringIO()
-        Console(file=text, width=120, color_system=None).print(self.table())
-        return text.getvalue().rstrip()
+        width = wide.measure(table).maximum
+        Console(file=text, width=width, color_system=None).print(table)
+        notes = (textwrap.fill(note, max(width, 80)) for note in self.notes())
+        return "\n".join([text.getvalue().strip("\n"), "", *notes])
+
+    def notes(self) -> Iterator[str]:
+        """What has to be known to read the table, a sentence each."""
+        results = [entry.result for entry in self.entries]
+        yield (
+            f"Means over {len(results[0].value)} test rows ± standard error over rows, "
+            "not over seeds; differences are paired by row."
+        )
+        if not all(result.exact for result in results):
+            yield "An exact figure is log p(x), a lower bound is at most that, in expectation."
+        yield from (f"{name}: {text}." for name, text in self.chosen.items())
 
     def summary(self) -> dict[str, Any]:
         """The figures of all models, as they are written to results.json."""

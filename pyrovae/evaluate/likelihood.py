@@ -40,7 +40,7 @@ from pyrovae.batch import Batch, as_batch
 from pyrovae.errors import Error
 from pyrovae.models import Model
 from pyrovae.part import validated
-from pyrovae.place import in_mode, placed, seeded
+from pyrovae.place import destination, in_mode, placed, seeded
 
 Array = NDArray[np.float64]
 BLOCK = 4096
@@ -58,7 +58,7 @@ def log_weights(model: Model, data: Any, particles: int = 1) -> Tensor:
     Raises:
         Error: a latent outside the plate of the rows.
     """
-    batch = as_batch(data)
+    batch = as_batch(data).to(*destination(model))
     guide, joint = _traces(model, batch, pyro.plate("particles", particles, dim=-2))
     log_p, log_q = (_log_density(trace, particles, len(batch)) for trace in (joint, guide))
     return log_p - log_q
@@ -183,9 +183,10 @@ class LogLikelihood:
         figure = f"log p(x) = {self.mean:.2f} ± {self.se:.2f} nats"
         if self.exact:
             return f"{figure} (exact, {len(self.value)} rows)"
+        heavy = "" if math.isnan(self.heavy) else f", k-hat > 0.7 in {self.heavy:.1%} of rows"
         return (
             f"{figure} (lower bound, {len(self.value)} rows, {self.particles} particles, "
-            f"Monte-Carlo error {self.mean_mcse:.3f}, k-hat > 0.7 in {self.heavy:.1%} of rows)"
+            f"Monte-Carlo error {self.mean_mcse:.3f}{heavy})"
         )
 
 

@@ -29,7 +29,6 @@ from torch import Tensor, nn
 from torch.distributions.constraints import Constraint
 
 from pyrovae.batch import Batch
-from pyrovae.errors import Error
 from pyrovae.families import Bernoulli, Family, MultivariateNormal
 from pyrovae.models.model import Model, Statistics, Tag
 from pyrovae.part import Shape
@@ -108,14 +107,7 @@ class Mixture(Model):
         """Components from the rows nearest to centres of k-means++, columns scaled to variance 1.
 
         k-means++: The Advantages of Careful Seeding (Arthur & Vassilvitskii, 2007).
-
-        Raises:
-            Error: fewer rows than components.
         """
-        if len(batch) < self.components:
-            raise Error(
-                f"{self.components} components need at least as many rows, got {len(batch)}"
-            )
         self.family.start(batch.x)
         scaled = (batch.x / spread(batch.x)).flatten(1)
         nearest = torch.cdist(scaled, _plusplus(scaled, self.components)).argmin(-1)
@@ -138,6 +130,10 @@ class Mixture(Model):
     @property
     def tag(self) -> Tag:
         return Tag(self.family.measure)
+
+    @property
+    def least_rows(self) -> int:
+        return self.components
 
     @property
     def support(self) -> Constraint:

@@ -173,6 +173,11 @@ class Model(Part):
         return str(self.support)
 
     @property
+    def least_rows(self) -> int:
+        """How many training rows the model needs to start at."""
+        return 1
+
+    @property
     def size(self) -> int:
         """The number of parameters that are trained."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad)

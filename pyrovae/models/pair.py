@@ -95,7 +95,8 @@ class Pair(Model):
         self.state: StateDict = {"params": {}, "constraints": {}}
         self.observed: dist.Distribution | None = None
         for name, program in (("p", self.model), ("q", self.guide)):
-            owner = getattr(program.function, "__self__", program.function)  # type: ignore[attr-defined]
+            function = program.function if isinstance(program, Program) else program
+            owner = getattr(function, "__self__", function)
             if isinstance(owner, nn.Module):
                 setattr(self, name, owner)
 

@@ -41,10 +41,7 @@ class Transformed(Model):
 
     def setup(self) -> None:
         if self.base.tag.measure != "lebesgue":
-            raise Error(
-                f"a transform of {self.base.takes} would leave the support: give it to a density",
-                "base",
-            )
+            raise Error(f"{self.transform.kind} needs a density: {self.base.takes}")
         if not self.transform.invertible:
             raise Error(
                 f"{self.transform.kind} cannot be inverted: apply it to the data", "transform"
@@ -94,6 +91,10 @@ class Transformed(Model):
     @property
     def tag(self) -> Tag:
         return self.base.tag
+
+    @property
+    def least_rows(self) -> int:
+        return self.base.least_rows
 
     @property
     def support(self) -> Constraint:
