@@ -110,6 +110,13 @@ class TestFamilies:
         )
         assert torch.allclose(p.log_prob(x).flatten(), one_by_one, rtol=1e-12, atol=1e-12)
 
+    def test_the_table_of_a_mixture_is_the_density_of_each_pair(self, parameter):
+        family = assembled_family(parameter, (3,))
+        h = torch.randn(4, *family.params).double()
+        x = family(h[0]).sample((6,))
+        pairs = torch.stack([family(h[k]).log_prob(x) for k in range(4)], -1)
+        assert torch.allclose(family.table(x, h), pairs, rtol=1e-12, atol=1e-12)
+
     def test_gradient_reaches_the_network_and_every_parameter(self, parameter):
         family = assembled_family(parameter, (3,))
         h = torch.randn(6, *family.params).double().requires_grad_()

@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
+from torch.nn.functional import softplus
 
 from pyrovae.families.family import Family
 
@@ -32,6 +33,10 @@ class Bernoulli(Family):
 
     def forward(self, h: Tensor) -> dist.Distribution:
         return dist.Bernoulli(logits=h).to_event(len(self.event))
+
+    def table(self, x: Tensor, h: Tensor) -> Tensor:
+        """One matrix product: the log density is linear in x."""
+        return x.flatten(1) @ h.flatten(1).mT - softplus(h).flatten(1).sum(-1)
 
     def statistics(self, x: Tensor) -> Tensor:
         return x.flatten(1)

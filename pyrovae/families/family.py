@@ -73,6 +73,10 @@ class Family(Part):
         """The support in words."""
         return _WORDS.get(self.support, str(self.support))
 
+    def table(self, x: Tensor, h: Tensor) -> Tensor:
+        """log p(x_i | h_k), shape `(rows, components)`, of rows and `h`, `(components, *params)`."""
+        return self(h).log_prob(x.unsqueeze(1))
+
     def statistics(self, x: Tensor) -> Tensor:
         """The sufficient statistics T(x), shape `(rows, statistics)`, of rows `(rows, *event)`."""
         raise Error(f"{self.kind} has no closed-form M-step: fit the mixture with method = 'svi'")

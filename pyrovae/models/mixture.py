@@ -59,9 +59,7 @@ class Mixture(Model):
 
     def joint(self, x: Tensor) -> Tensor:
         """Log p(x, k), shape `(rows, components)`."""
-        return self.logits.log_softmax(-1) + self.family(self.h).log_prob(
-            x.unsqueeze(-1 - len(self.x))
-        )
+        return self.logits.log_softmax(-1) + self.family.table(x, self.h)
 
     def log_prob(self, batch: Batch) -> Tensor:
         return torch.cat(
