@@ -1,12 +1,20 @@
 from . import families, models, networks, objectives, plots, priors, transforms
 from .batch import Batch
+from .catalogue import roles
 from .data import Data, load
 from .errors import Error
-from .evaluate import Comparison, LogLikelihood, compare, log_likelihood, log_weights
-from .fitting import History, fit
+from .evaluate import (
+    Comparison,
+    LogLikelihood,
+    compare,
+    latents,
+    log_likelihood,
+    log_weights,
+    select,
+)
+from .fitting import FitError, History, fit
 from .models import VAE, Mixture, Model, Pair, Transformed
-from .part import roles
-from .runs import open_run
+from .runs import open_run, save
 
 __all__ = [
     "VAE",
@@ -14,6 +22,7 @@ __all__ = [
     "Comparison",
     "Data",
     "Error",
+    "FitError",
     "History",
     "LogLikelihood",
     "Mixture",
@@ -23,6 +32,7 @@ __all__ = [
     "compare",
     "families",
     "fit",
+    "latents",
     "load",
     "log_likelihood",
     "log_weights",
@@ -33,5 +43,7 @@ __all__ = [
     "plots",
     "priors",
     "roles",
+    "save",
+    "select",
     "transforms",
 ]

@@ -5,8 +5,8 @@ need a new signature. A tensor, an array or a data frame is accepted wherever ro
 wrapped.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -52,11 +52,14 @@ class Batch:
     def to(self, device: torch.device, dtype: torch.dtype) -> Self:
         """The batch on a device; all entries but the labels, which stay whole, take the dtype."""
         labels = self.labels if self.labels is None else self.labels.to(device)
-        moved = self.map(lambda entry: entry.to(device, dtype))
-        return type(self)(moved.x, moved.context, labels, moved.offset)
+        return replace(self.map(lambda entry: entry.to(device, dtype)), labels=labels)
+
+    def split(self, size: int) -> Iterator["Batch"]:
+        """Batches of `size` rows, the last one of what is left."""
+        return (self[first : first + size] for first in range(0, len(self), size))
 
     @property
-    def given(self) -> tuple[Tensor, ...]:
+    def entries(self) -> tuple[Tensor, ...]:
         """The entries that are there, in order: the arguments of a plain Pyro model."""
         return tuple(
             entry for field in fields(self) if (entry := getattr(self, field.name)) is not None

@@ -8,7 +8,12 @@ from rich.table import Table
 import pyrovae.models
 import pyrovae.objectives  # noqa: F401
 from pyrovae.errors import Error
-from pyrovae.part import Part, encode, json_schema, roles, unknown
+from pyrovae.part import Part, encode, json_schema, known_roles, unknown
+
+
+def roles() -> dict[str, type[Part]]:
+    """Every role by its name in lower case, its members loaded."""
+    return known_roles()
 
 
 def catalogue(role: str | None = None) -> Group:
@@ -24,19 +29,14 @@ def catalogue(role: str | None = None) -> Group:
 
 
 def _table(name: str, role: type[Part]) -> Table:
-    table = Table(title=f"{name}: {summary(role)}", title_justify="left", show_lines=True)
+    table = Table(title=f"{name}: {role.summary()}", title_justify="left", show_lines=True)
     table.add_column(name, no_wrap=True)
     table.add_column("summary")
     table.add_column("fields")
     for kind in sorted(role.members):
         member = role.members[kind]
-        table.add_row(kind, summary(member), "\n".join(fields(member)))
+        table.add_row(kind, member.summary(), "\n".join(fields(member)))
     return table
-
-
-def summary(member: type[Part]) -> str:
-    """The first line of a class's docstring."""
-    return (member.__doc__ or "").strip().splitlines()[0]
 
 
 def fields(member: type[Part]) -> list[str]:

@@ -59,7 +59,7 @@ def evaluate(run: RunFolder, changes: Changes = None, imports: Imports = None) -
     found = changed(open_run(run), changes or ())
     result = evaluate_run(found)
     typer.echo(
-        f"{result.bits_per_dim:.3f} bits for each of {result.entries} dimensions, "
+        f"{result.bits_per_dim:.3f} bits for each of {result.dimensions} dimensions, "
         f"ELBO {result.elbo.mean():.2f} nats"
     )
     typer.echo(str(result))

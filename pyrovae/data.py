@@ -8,7 +8,7 @@ and test rows: all models are tested on the same x.
 import hashlib
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +22,7 @@ from pyrovae.models import Model, Transformed
 from pyrovae.part import validated
 from pyrovae.place import seeded
 from pyrovae.sources import Table, named, read, table
-from pyrovae.transforms import Binarize, Dequantize, Transform
+from pyrovae.transforms import Transform
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
@@ -56,7 +56,7 @@ def prepared(batch: Batch, steps: Sequence[Transform]) -> Batch:
     x = batch.x
     for step in steps:
         x = step(x)
-    return Batch(x, batch.context, batch.labels, batch.offset)
+    return replace(batch, x=x)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +69,7 @@ class Data:
         validation: rows for early stopping and choices; `None` where the fraction is 0.
         test: rows that nothing is fitted or chosen on.
         columns: their names, for tables.
-        quantised: whether the values are whole levels, for which a density would be without bound.
+        quantised: whether all values are whole, for which a density would be without bound.
         transforms: the invertible steps, which go into the model.
         fingerprint: of the values and the split.
     """
@@ -89,21 +89,39 @@ class Data:
         return tuple(self.test.x.shape[1:])
 
     def wrap(self, model: Model) -> Model:
-        """The model of the raw rows: behind each invertible transform that it has not yet.
+        """The model behind each invertible transform that it has not yet, with its Jacobian.
 
         Raises:
             Error: a density for whole levels, or a transform before a model of probabilities.
         """
+        carried = list(_transforms(model))
+        for transform in reversed(self.transforms):
+            if transform.spec() not in carried:
+                model = Transformed(base=model, transform=deepcopy(transform))
+        self._refuse_density_of_levels(model)
+        return model
+
+    def rows_of(self, model: Model, *names: str) -> tuple[Any, ...]:
+        """The named rows, for a model that they can be given to.
+
+        Raises:
+            Error: a model that lacks an invertible transform of the data, or a density for levels.
+        """
+        self._refuse_density_of_levels(model)
+        carried = list(_transforms(model))
+        for transform in self.transforms:
+            if transform.spec() not in carried:
+                raise Error(
+                    f"these data go through {transform.kind}: use data.wrap(model)", "model"
+                )
+        return tuple(getattr(self, name) for name in names)
+
+    def _refuse_density_of_levels(self, model: Model) -> None:
         if self.quantised and model.tag.measure == "lebesgue":
             raise Error(
                 f"the values of '{self.name}' are whole levels, of which a density has no bound: "
                 "add the transform 'dequantize', or choose a likelihood of probabilities"
             )
-        carried = list(_transforms(model))
-        for transform in reversed(self.transforms):
-            if transform.spec() not in carried:
-                model = Transformed(base=model, transform=deepcopy(transform))
-        return model
 
 
 def _transforms(model: Model) -> Iterator[dict[str, Any]]:
@@ -173,15 +191,15 @@ def load(
         validation=judged[0] if len(held_out) else None,
         test=judged[1],
         columns=columns or source.columns,
-        quantised=_quantised(source, noise),
+        quantised=_whole(judged[1].x),
         transforms=tuple(step for step in transforms if step.invertible),
         fingerprint=_fingerprint(rows.x, *(batch.x for batch in judged)),
     )
 
 
-def _quantised(source: Table, noise: Sequence[Transform]) -> bool:
-    levels = source.quantised or any(isinstance(step, Binarize) for step in noise)
-    return levels and not any(isinstance(step, Dequantize) for step in noise)
+def _whole(x: Tensor) -> bool:
+    """Whether all values are whole, where the precision leaves room for others."""
+    return bool((x == x.round()).all() and x.abs().max() < 2**20)
 
 
 def _source(data: Any, name: str | None, path: str | None) -> Table:

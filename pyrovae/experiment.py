@@ -5,6 +5,7 @@ every candidate of a choice is built and shown the data, and folders are looked 
 anything fitted.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,17 +13,26 @@ from typing import Any
 
 import tomli_w
 
-from pyrovae.batch import Batch, as_batch
+from pyrovae.batch import as_batch
 from pyrovae.data import Data, load
 from pyrovae.errors import Error
 from pyrovae.evaluate import Comparison, LogLikelihood, log_likelihood, select
-from pyrovae.evaluate.comparison import comparable, ranked
+from pyrovae.evaluate.comparison import ranked, refuse_incomparable
 from pyrovae.fitting import FitError, History, check_rows, fit, refuse
 from pyrovae.models import Model
 from pyrovae.part import check, keywords
 from pyrovae.place import destination, seeded
-from pyrovae.runs import Run, creatable, is_run, json_text, open_run, save, vacant, write
-from pyrovae.specs import Spec, build, candidates, evaluation
+from pyrovae.runs import (
+    Run,
+    is_run,
+    json_text,
+    open_run,
+    refuse_existing,
+    refuse_uncreatable,
+    save,
+    write,
+)
+from pyrovae.specs import Spec, build, candidates
 
 Say = Callable[[str], None]
 
@@ -61,7 +71,11 @@ class Plan:
                 raise
         best, tried = 0, []
         if len(self.models) > 1:
-            best, means = select([model for _, model in self.models], self.data.validation)
+            options = {
+                k: v for k, v in self.table["evaluate"].items() if k in ("particles", "seed")
+            }
+            models = [model for _, model in self.models]
+            best, means = select(models, self.data.validation, **options)
             labels = (label for label, _ in self.models)
             tried = [{"choice": c, "validation": v} for c, v in zip(labels, means, strict=True)]
         results = {
@@ -79,12 +93,12 @@ class Plan:
             "seed": self.table["train"].get("seed", 0),
             "request": self.request(),
             "fingerprint": self.data.fingerprint,
-            "parameters": model.size,
+            "parameters": model.parameter_count,
             "epochs": len(history.epochs),
             "best": history.best,
             "stopped": history.stopped,
         }
-        return save(folder, spec, model, history, whole | results, force)
+        return save(model, folder, history, spec, whole | results, force)
 
     def request(self) -> dict[str, Any]:
         """What the fit depends on; the evaluation does not belong to it."""
@@ -98,32 +112,44 @@ def plan(spec: Spec, data: Data) -> dict[str, Plan]:
         Error: a model that cannot be built, data that it cannot have generated, a choice without
             validation rows, models that cannot be compared.
     """
-    plans: dict[str, Plan] = {}
-    for name in spec.models:
-        path = name if name == "model" else f"models.{name}"
-        settings = check(keywords(fit), spec.train[name], "train")
-        built = []
-        for label, table in candidates(spec.models[name], path):
-            with seeded(settings["seed"]):
-                model = build(table, data.event, path)
-                try:
-                    built.append((label, _accepted(model, data, settings)))
-                except Error as error:
-                    raise error.under(path) from None
-        if len(built) > 1 and data.validation is None:
-            raise Error("a list is a choice made on validation rows: data.validation is 0", path)
-        plans[name] = Plan(name, spec.table(name), built, data)
-    comparable({f"{n} {label}".strip(): m for n, p in plans.items() for label, m in p.models})
+    built = {name: _candidates(spec, name, data) for name in spec.models}
+    refuse_incomparable(
+        {f"{name} {label}".strip(): m for name in built for label, m in built[name]}
+    )
+    plans = {}
+    for name, models in built.items():
+        if len(models) > 1 and data.validation is None:
+            raise Error("a choice is made on validation rows: data.validation is 0", _path(name))
+        accepted = [(label, _accepted(spec, name, model, data)) for label, model in models]
+        plans[name] = Plan(name, spec.table(name), accepted, data)
     return plans
 
 
-def _accepted(model: Model, data: Data, settings: dict[str, Any]) -> Model:
+def _path(name: str) -> str:
+    return name if name == "model" else f"models.{name}"
+
+
+def _candidates(spec: Spec, name: str, data: Data) -> list[tuple[str, Model]]:
+    """The models that a table declares, each with what was decided for it."""
+    models = []
+    for label, table in candidates(spec.models[name], _path(name)):
+        with seeded(spec.train[name].get("seed", 0)):
+            models.append((label, build(table, data.event, _path(name))))
+    return models
+
+
+def _accepted(spec: Spec, name: str, model: Model, data: Data) -> Model:
     """The model on the raw scale, after all that could be refused has been looked at."""
-    model, train = data.wrap(model), as_batch(data.train)
-    destination(model, settings["device"])
-    method = settings["method"] or model.method
-    refuse(model, train, data.validation, method, settings["batch_size"], settings["patience"])
-    check_rows(model, data.test, "test")
+    settings = check(keywords(fit), spec.train[name], "train")
+    try:
+        with seeded(settings["seed"]):
+            destination(model, settings["device"])
+            model, train = data.wrap(model), as_batch(data.train)
+            method, size = settings["method"] or model.method, settings["batch_size"]
+            refuse(model, train, data.validation, method, size, settings["patience"])
+            check_rows(model, data.test, "test")
+    except Error as error:
+        raise error.under(_path(name)) from None
     return model
 
 
@@ -133,7 +159,7 @@ def fit_spec(spec: Spec, folder: Path, force: bool, say: Say) -> Run:
         raise Error(
             f"'{spec.name}' has several models: use pyrovae compare, or keep one as [model]"
         )
-    vacant(folder, force)
+    refuse_existing(folder, force)
     run = plan(spec, spec.load())["model"].fit(folder, force)
     say(
         f"{spec.models['model']['kind']}: {run.results['stopped']} "
@@ -158,19 +184,13 @@ def evaluate_run(
     asked = run.results.get("request", {}).get("data")
     if asked == run.spec.get("data") and data.fingerprint != run.results.get("fingerprint"):
         raise Error(f"the data of '{run.folder}' have changed since it was fitted", "data")
-    settings = run.spec.get("evaluate", {}) if settings is None else settings
+    table = run.spec.get("evaluate", {}) if settings is None else settings
+    settings = check(keywords(log_likelihood), table, "evaluate")
     check_rows(run.model, data.test, "test")
-    result = evaluated(run.model, data.test, settings)
-    how = {"data": run.spec.get("data", {}), "evaluate": settings}
+    result = log_likelihood(run.model, data.test, **settings)
+    how = {"data": run.spec.get("data", {}), "evaluate": table}
     run.record(log_likelihood=result.summary(), evaluated=how)
     return result
-
-
-def evaluated(model: Model, test: Batch, settings: dict[str, Any]) -> LogLikelihood:
-    """Log p(x) of test rows under the settings of an [evaluate] table."""
-    own = evaluation(**check(keywords(evaluation), settings, "evaluate"))
-    rows = own.pop("rows")
-    return log_likelihood(model, test[:rows], **own)
 
 
 def compare_spec(spec: Spec, folder: Path, force: bool, say: Say) -> Comparison:
@@ -190,8 +210,8 @@ def compare_spec(spec: Spec, folder: Path, force: bool, say: Say) -> Comparison:
         say(f"{name}: {verb} ({folder / name})")
     results = {name: evaluate_run(run, data, spec.evaluate) for name, run in runs.items()}
     comparison = ranked(
+        {name: run.model for name, run in runs.items()},
         results,
-        {name: run.model.size for name, run in runs.items()},
         {name: run.results["seconds"] for name, run in runs.items()},
         {name: text for name, run in runs.items() if (text := _choice(run))},
     )
@@ -206,7 +226,7 @@ def _comparison_folder(folder: Path) -> None:
     """Refuse a folder for a comparison that holds anything else."""
     if is_run(folder):
         raise Error(f"'{folder}' is the run of one model: name another folder with --out")
-    creatable(folder)
+    refuse_uncreatable(folder)
     if not folder.exists():
         return
     written = {"results.json"} | ({"spec.toml"} if (folder / "results.json").exists() else set())
@@ -255,10 +275,4 @@ def _differences(old: Any, new: Any, path: str = "") -> set[str]:
 
 
 def _shown(value: Any) -> str:
-    return (
-        "unset"
-        if value is None
-        else json_text(value).strip()
-        if not isinstance(value, (dict, list))
-        else str(value)
-    )
+    return "unset" if value is None else json.dumps(value)

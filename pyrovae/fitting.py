@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TimeRemainingColumn
 
 from pyrovae.batch import Batch, as_batch, as_rows
+from pyrovae.data import Data
 from pyrovae.errors import Error
 from pyrovae.evaluate.likelihood import bound
-from pyrovae.inference import Epoch, Snapshot, em, svi
+from pyrovae.inference import Epoch, em, svi, weights
 from pyrovae.models import Model
 from pyrovae.objectives import ELBO, Objective
 from pyrovae.part import validated
@@ -49,15 +50,13 @@ class History:
     def __str__(self) -> str:
         if not self.epochs:
             return "failed in the first epoch"
-        last = self.epochs[self.best]
-        validation = (
-            f", on validation rows {last.validation:.2f}"
-            if last.validation == last.validation
-            else ""
+        kept = self.epochs[self.best]
+        judged = (
+            "" if math.isnan(kept.validation) else f", {kept.validation:.2f} on validation rows"
         )
         return (
-            f"{self.stopped} after {len(self.epochs)} epochs in {self.seconds:.1f} s; weights of "
-            f"epoch {self.best}: bound {-last.loss:.2f} nats on training rows{validation}"
+            f"{self.stopped} after {len(self.epochs)} epochs in {self.seconds:.1f} s, "
+            f"bound {-kept.loss:.2f} nats on training rows{judged} (epoch {self.best + 1})"
         )
 
     def plot(self) -> "Axes":
@@ -87,7 +86,7 @@ def fit(
     *,
     method: Literal["svi", "em"] | None = None,
     epochs: PositiveInt = 100,
-    batch_size: PositiveInt = 128,
+    batch_size: PositiveInt | None = None,
     learning_rate: PositiveFloat = 1e-3,
     patience: PositiveInt | None = None,
     objective: Objective = ELBO(),
@@ -103,13 +102,13 @@ def fit(
 
     Args:
         model: any model; it stays on the device and in the precision of the fit.
-        train: rows, shape `(rows, *x)`: a tensor, an array, a data frame, a `Batch`, or noisy rows
-            of `load`.
+        train: rows, shape `(rows, *x)`: a tensor, an array, a data frame, a `Batch`, noisy rows;
+            or the `Data` that `load` gives, for its training and validation rows.
         validation: rows to judge by. With them SVI ends at the weights of the epoch with the
             highest validation bound.
         method: `svi` or `em`; what the model says unless given: EM for mixtures, SVI otherwise.
         epochs: passes over the rows, for EM iterations, at most.
-        batch_size: rows in a mini-batch of SVI.
+        batch_size: rows in a mini-batch of SVI; 128 unless given, or all where there are fewer.
         learning_rate: of SVI's optimiser, Adam.
         patience: SVI stops after this many epochs without a higher validation bound.
         objective: the bound that SVI maximises.
@@ -127,6 +126,8 @@ def fit(
             range.
         FitError: the loss became NaN or infinite.
     """
+    if isinstance(train, Data):
+        train, validation = train.rows_of(model, "train", "validation")
     began, method = time.perf_counter(), method or model.method
     place = destination(model, device, dtype or ("float64" if method == "em" else None))
     with seeded(seed), _bar(model.kind, progress) as bar:
@@ -134,6 +135,7 @@ def fit(
         model.to(*place)
         everything = as_batch(rows)
         refuse(model, everything, held_out, method, batch_size, patience)
+        batch_size = batch_size or min(128, len(rows))
         passes: Callable[[], Iterator[Epoch]]
         if method == "em":
             passes = partial(
@@ -155,11 +157,10 @@ def fit(
             if start:
                 model.start(everything)
             bar.begin(epochs * len(rows))
-            runs.append(
-                (_watch(model, passes(), held_out, method, patience, bar), Snapshot(model))
-            )
-        history, weights = min(runs, key=lambda run: run[0].epochs[run[0].best].loss)
-        weights.restore()
+            history = _watch(model, passes(), held_out, method, patience, bar)
+            runs.append((history, weights(model)))
+        history, best = min(runs, key=lambda run: run[0].epochs[run[0].best].loss)
+        model.load_state_dict(best)
     if method == "em" and len(history.epochs) < epochs:
         history = replace(history, stopped="converged")
     return replace(history, seconds=time.perf_counter() - began)
@@ -175,7 +176,7 @@ def _watch(
 ) -> History:
     """Run the epochs; SVI with validation rows ends at the weights of its best one."""
     seen: list[Epoch] = []
-    best, highest, weights, stopped = 0, -math.inf, None, "finished"
+    best, highest, kept, stopped = 0, -math.inf, None, "finished"
     try:
         for epoch in passes:
             value = math.nan if held_out is None else bound(model, held_out)
@@ -183,8 +184,8 @@ def _watch(
             bar.show(seen[-1])
             if method == "em" or held_out is None:
                 best = epoch.index
-            elif weights is None or value > highest:
-                best, weights = epoch.index, Snapshot(model)
+            elif kept is None or value > highest:
+                best, kept = epoch.index, weights(model)
                 highest = -math.inf if math.isnan(value) else value
             elif patience and epoch.index - best >= patience:
                 stopped = "early stopping"
@@ -194,8 +195,8 @@ def _watch(
             str(error), History(tuple(seen), best, "failed", seen[-1].seconds if seen else 0.0)
         ) from None
     finally:
-        if weights:
-            weights.restore()
+        if kept:
+            model.load_state_dict(kept)
     return History(tuple(seen), best, stopped, seen[-1].seconds)
 
 
@@ -211,7 +212,7 @@ def refuse(
     train: Batch,
     validation: Batch | None,
     method: str,
-    batch_size: int,
+    batch_size: int | None,
     patience: int | None,
 ) -> None:
     """Refuse what `fit` cannot do, before anything is done.
@@ -225,7 +226,7 @@ def refuse(
             check_rows(model, batch, name)
     if method == "em":
         model.expect(train[:1].to(*destination(model)))
-    elif len(train) < batch_size:
+    elif batch_size and len(train) < batch_size:
         raise Error(
             f"{len(train)} training rows are fewer than a batch of {batch_size}: lower batch_size",
             "train",
@@ -280,19 +281,14 @@ class Bar:
 def _bar(title: str, wanted: bool) -> Iterator[Bar]:
     """A progress bar on the standard error stream, silent where that is no terminal."""
     console = Console(stderr=True)
-    columns = (
-        *(
-            TextColumn(f"{{task.{field}}}")
-            for field in ("description", "fields[loss]", "fields[speed]")
-        ),
-    )
-    shown = wanted and console.is_terminal
     with Progress(
-        *columns,
+        "{task.description}",
+        "{task.fields[loss]}",
+        "{task.fields[speed]}",
         BarColumn(),
         TimeRemainingColumn(),
         console=console,
         transient=True,
-        disable=not shown,
+        disable=not (wanted and console.is_terminal),
     ) as progress:
         yield Bar(progress, title)

@@ -147,26 +147,31 @@ def em(
         model.maximize(statistics)
         advance(len(batch))
         yield Epoch(index, -log_prob, seconds=time.perf_counter() - began)
-        if log_prob - before < tolerance:
+        if tolerance and log_prob - before < tolerance:
             return
         before = log_prob
 
 
 class Snapshot:
-    """The weights and the states of optimiser and random numbers at one moment, to go back to."""
+    """All that a fit's next step depends on, at one moment, to go back to."""
 
-    def __init__(self, model: Model, optim: Optim | None = None) -> None:
+    def __init__(self, model: Model, optim: Optim) -> None:
         self.model, self.optim = model, optim
-        self.weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        self.optim_state = optim.get_state() if optim else {}
-        self.random = torch.get_rng_state()
+        self.weights, self.optim_state = weights(model), optim.get_state()
+        on_device = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+        self.random = torch.get_rng_state(), on_device
 
     def restore(self) -> None:
         """Go back."""
         self.model.load_state_dict(self.weights)
-        torch.set_rng_state(self.random)
-        if self.optim:
-            self.optim.set_state(self.optim_state)
+        self.optim.set_state(self.optim_state)
+        torch.set_rng_state(self.random[0])
+        torch.cuda.set_rng_state_all(self.random[1])
+
+
+def weights(model: Model) -> dict[str, Tensor]:
+    """A copy of the parameters and buffers, for `load_state_dict`."""
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
 @contextmanager
@@ -197,7 +202,7 @@ def _finite(*tensors: Tensor) -> bool:
 def _culprit(model: Model, engine: SVI, rows: Rows, batch_size: int) -> tuple[int, str]:
     """Take the epoch's steps again, up to the first that fails: its index, and what failed."""
     for step, batch in enumerate(_batches(rows, batch_size)):
-        before = Snapshot(model)
+        before = Snapshot(model, engine.optim)
         if not _finite(engine.step(batch), *model.parameters()):
             before.restore()
             return step, _blame(model, engine, batch)

@@ -150,6 +150,11 @@ class Part(nn.Module, ABC):
         )
 
     @classmethod
+    def summary(cls) -> str:
+        """The first line of the docstring."""
+        return (cls.__doc__ or "").strip().splitlines()[0]
+
+    @classmethod
     def examples(cls) -> Iterable[Self]:
         """Instances that the law tests exercise; a member with required fields gives its own."""
         return (cls(),)
@@ -163,7 +168,7 @@ class Part(nn.Module, ABC):
         return {"role": cls.__name__}
 
 
-def roles() -> dict[str, type[Part]]:
+def known_roles() -> dict[str, type[Part]]:
     """Every role by its name in lower case."""
     return {role.__name__.lower(): role for role in Part.__subclasses__()}
 

@@ -18,7 +18,7 @@ import os
 import shutil
 import tempfile
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import astuple, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -66,7 +66,7 @@ def is_run(folder: Path) -> bool:
     return all((folder / name).is_file() for name in FILES)
 
 
-def vacant(folder: Path, force: bool) -> None:
+def refuse_existing(folder: Path, force: bool) -> None:
     """Refuse a place for a run folder.
 
     Raises:
@@ -79,10 +79,10 @@ def vacant(folder: Path, force: bool) -> None:
         )
     if _exists(folder) and not is_run(folder):
         raise Error(f"'{folder}' is no run, and --force replaces runs only")
-    creatable(folder)
+    refuse_uncreatable(folder)
 
 
-def creatable(folder: Path) -> None:
+def refuse_uncreatable(folder: Path) -> None:
     """Refuse a place where no folder can be made, because something above it is a file."""
     nearest = next(place for place in (folder, *folder.absolute().parents) if _exists(place))
     if not nearest.is_dir():
@@ -97,29 +97,30 @@ def _exists(path: Path) -> bool:
 
 
 def save(
-    folder: Path,
-    spec: dict[str, Any],
     model: Model,
-    history: History,
-    results: dict[str, Any],
+    folder: Path | str,
+    history: History | None = None,
+    spec: Mapping[str, Any] | None = None,
+    results: Mapping[str, Any] | None = None,
     force: bool = False,
 ) -> Run:
-    """Write a run folder.
+    """Write a run folder, which `open_run` reads.
 
     Args:
-        folder: its place.
-        spec: the tables [data], [train] and [evaluate]; [model] is written from the model.
         model: fitted.
+        folder: its place.
         history: of the fit.
+        spec: the tables [data], [train] and [evaluate]; [model] is written from the model.
         results: figures; versions are added.
-        force: replace a folder that exists.
+        force: replace a run that is there.
 
     Raises:
-        Error: the folder exists and `force` is not set, or cannot be written.
+        Error: the folder exists, or cannot be written; a function that a spec cannot name.
     """
-    vacant(folder, force)
-    whole = results | {"versions": versions()}
-    tree = spec | {"model": model.spec()}
+    folder = Path(folder)
+    refuse_existing(folder, force)
+    whole = {**(results or {}), "versions": versions()}
+    tree = {**(spec or {}), "model": model.spec()}
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -157,12 +158,13 @@ def _replace(draft: Path, folder: Path) -> None:
             raise
 
 
-def open_run(folder: Path) -> Run:
+def open_run(folder: Path | str) -> Run:
     """Read a run folder. Parts of one's own, named in its `import`, have to be imported before.
 
     Raises:
         Error: no run, or one whose files are damaged or do not fit together.
     """
+    folder = Path(folder)
     spec = _read(folder / "spec.toml", tomllib.loads)
     if "models" in spec:
         names = ", ".join(str(folder / name) for name in spec["models"])
@@ -195,8 +197,7 @@ def write_samples(run: Run, rows: int, seed: int, path: Path, force: bool = Fals
         raise Error(f"samples are written as {', '.join(sorted(WRITERS))}, got '{path.name}'")
     if _exists(path) and not (force and path.is_file()):
         raise Error(f"'{path}' exists: name another file with --out, or replace it with --force")
-    with seeded(seed):
-        x = run.model.sample(rows)
+    x = run.model.sample(rows, seed)
     content = io.BytesIO()
     WRITERS[path.suffix](x, content)
     write(path, content.getvalue())
@@ -290,9 +291,9 @@ def _finite(tree: Any) -> Any:
     return None if isinstance(tree, float) and not math.isfinite(tree) else tree
 
 
-def _csv(history: History) -> str:
+def _csv(history: History | None) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("epoch", "loss", "validation", "seconds"))
-    writer.writerows(astuple(epoch) for epoch in history.epochs)
+    writer.writerows(astuple(epoch) for epoch in (history.epochs if history else ()))
     return text.getvalue()

@@ -31,14 +31,12 @@ class Table:
         name: of the set.
         x: the rows, shape `(rows, *event)`, numbers.
         columns: their names, empty where there are none.
-        quantised: whether the values are whole levels.
         official: how many of the last rows are the official test set, 0 where there is none.
     """
 
     name: str
     x: NDArray[Any]
     columns: tuple[str, ...] = ()
-    quantised: bool = False
     official: int = 0
 
     def choose(self, columns: tuple[str, ...] | None) -> "Table":
@@ -106,7 +104,7 @@ def table(data: Any, name: str = "array") -> Table:
     if x.dtype.kind == "f" and x.dtype.itemsize > 8:
         x = x.astype(np.float64)
     x = x.astype(x.dtype.newbyteorder("="))
-    return Table(name, x, columns, quantised=x.dtype.kind in "bu")
+    return Table(name, x, columns)
 
 
 def named(name: str, path: str | None = None) -> Table:
@@ -166,9 +164,7 @@ def _sklearn(name: str) -> Callable[[], Table]:
         bunch = getattr(datasets, f"load_{name.replace('-', '_')}")()
         images = name == "digits"
         x = bunch.images[:, None] if images else bunch.data
-        return Table(
-            name, x, () if images else tuple(map(str, bunch.feature_names)), quantised=images
-        )
+        return Table(name, x, () if images else tuple(map(str, bunch.feature_names)))
 
     return make
 
@@ -186,7 +182,7 @@ def _mnist(path: str | None) -> Table:
             f"'{files[0]}' holds images of {train.shape[1:]}, '{files[1]}' of {test.shape[1:]}",
             "data.path",
         )
-    return Table("mnist", np.concatenate([train, test])[:, None], (), True, official=len(test))
+    return Table("mnist", np.concatenate([train, test])[:, None], official=len(test))
 
 
 def _find(folder: Path, stem: str) -> Path:
@@ -209,7 +205,7 @@ def _openml() -> Table:
             "give the folder of its idx files as data.path",
             "data",
         ) from None
-    return Table("mnist", x.reshape(-1, 1, 28, 28), quantised=True, official=10_000)
+    return Table("mnist", x.reshape(-1, 1, 28, 28), official=10_000)
 
 
 def _npy(path: Path) -> Table:

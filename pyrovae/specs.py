@@ -3,7 +3,7 @@
     import = ["my_parts"]          modules whose parts can be named
     [data]                         the arguments of `load`
     [train]                        the keyword arguments of `fit`
-    [evaluate]                     particles, rows, seed
+    [evaluate]                     the keyword arguments of `log_likelihood`
     [model]                        one model, or several:
     [models.NAME]                  a model, with `extends = "OTHER"` and settings of its own in
     [models.NAME.train]
@@ -22,31 +22,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-from pydantic import NonNegativeInt, PositiveInt
-
 from pyrovae.data import Data, load
 from pyrovae.errors import Error
+from pyrovae.evaluate import log_likelihood
 from pyrovae.fitting import fit
 from pyrovae.models import Model
-from pyrovae.part import Part, check, json_schema, keywords, roles, unknown
+from pyrovae.part import Part, check, json_schema, keywords, known_roles, unknown
 from pyrovae.runs import Run
 
 Tree = dict[str, Any]
 RESERVED = ("", "..", "spec.toml", "results.json")
 TABLES = ("data", "evaluate", "import", "model", "models", "train")
-
-
-def evaluation(
-    *, particles: PositiveInt = 1000, rows: PositiveInt | None = None, seed: NonNegativeInt = 0
-) -> Tree:
-    """The settings of an evaluation.
-
-    Args:
-        particles: draws of z for each row.
-        rows: the first rows of the test set only; all unless given.
-        seed: of the draws.
-    """
-    return {"particles": particles, "rows": rows, "seed": seed}
 
 
 @dataclass(frozen=True)
@@ -118,7 +104,7 @@ def parse(tree: Tree, name: str, changes: Sequence[str] = (), folder: Path | Non
         raise Error(f"should be a list of module names, got {imports!r}", "import")
     import_modules(imports, folder)
     check(keywords(load), data, "data")
-    check(keywords(evaluation), evaluate, "evaluate")
+    check(keywords(log_likelihood), evaluate, "evaluate")
     models, settings = {}, {}
     tables, prefix = _models(tree)
     for key in tables:
@@ -192,12 +178,12 @@ def merged(tree: Tree, changes: Mapping[str, Any]) -> Tree:
 def schema() -> Tree:
     """The JSON schema of spec files, for editors."""
     parts: Tree = {}
-    for role in roles().values():
+    for role in known_roles().values():
         kinds = [{"$ref": f"#/$defs/{role.__name__}.{kind}"} for kind in sorted(role.members)]
         parts[role.__name__] = {"anyOf": [{"enum": sorted(role.members)}, *kinds]}
         for kind, member in role.members.items():
             parts[f"{role.__name__}.{kind}"] = _member_schema(kind, member)
-    train, data, evaluate = (json_schema(keywords(f)) for f in (fit, load, evaluation))
+    train, data, evaluate = (json_schema(keywords(f)) for f in (fit, load, log_likelihood))
     model = {"$ref": "#/$defs/Model"}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -229,7 +215,7 @@ def _member_schema(kind: str, member: type[Part]) -> Tree:
     return own | {
         "properties": {"kind": {"const": kind}} | properties,
         "required": ["kind", *required],
-        "description": (member.__doc__ or "").strip().splitlines()[0],
+        "description": member.summary(),
     }
 
 

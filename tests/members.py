@@ -4,8 +4,8 @@ import torch
 
 import pyrovae.objectives  # noqa: F401
 from pyrovae import Batch, families, models, priors, transforms
+from pyrovae.catalogue import roles
 from pyrovae.networks import Network
-from pyrovae.part import roles
 
 PARTS = [
     part

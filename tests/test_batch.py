@@ -51,8 +51,8 @@ def test_arrays_tensors_lists_and_frames_are_rows(data):
     assert as_batch(data).x.float().sum() == 6
 
 
-def test_given_entries_are_the_arguments_of_a_plain_model():
+def test_the_entries_are_the_arguments_of_a_plain_model():
     x, offset = torch.ones(3, 2), torch.zeros(3)
-    given = Batch(x, offset=offset).given
+    given = Batch(x, offset=offset).entries
     assert given[0] is x
     assert given[1] is offset

@@ -14,10 +14,10 @@ import tomli_w
 import torch
 
 from pyrovae import load, log_weights, open_run
+from pyrovae.catalogue import roles
 from pyrovae.cli import main
 from pyrovae.experiment import compare_spec, fit_spec
 from pyrovae.inference import SVI
-from pyrovae.part import roles
 from pyrovae.place import seeded
 from pyrovae.specs import read_spec
 
@@ -208,7 +208,7 @@ def test_the_files_of_a_run(here):
     assert found["epochs"] == 2
     assert found["versions"]["torch"] == torch.__version__
     assert found["versions"].keys() >= {"pyrovae", "torch", "pyro-ppl", "numpy"}
-    assert found["parameters"] == open_run(run).model.size
+    assert found["parameters"] == open_run(run).model.parameter_count
     assert found["fingerprint"] == load(name="iris").fingerprint
 
 
@@ -375,7 +375,7 @@ def test_compare_takes_the_spec_that_it_saved(here, ask, no_steps):
 
 def test_compare_refuses_runs_that_saw_other_data(here, ask, no_steps):
     shutil.copytree("runs/file", "a/model")
-    np.save("rows.npy", np.zeros((200, 4)))
+    np.save("rows.npy", np.full((200, 4), 0.5))
     code, _, err = ask("compare", "file.toml", "--out", "a")
     assert code == 2
     assert "'a/model' was fitted with another spec (the data themselves)" in err

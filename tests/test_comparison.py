@@ -36,7 +36,9 @@ def test_differences_are_paired_by_row(models):
     assert comparison["narrow"].difference_se == pytest.approx(d.std(ddof=1) / math.sqrt(80))
     assert comparison["gaussian"].difference == 0
     assert comparison["narrow"].seconds == 1.5
-    assert comparison["narrow"].parameters == sum(p.numel() for p in models["narrow"].parameters())
+    assert comparison["narrow"].model.parameter_count == sum(
+        p.numel() for p in models["narrow"].parameters()
+    )
 
 
 def test_the_table_shows_everything_and_says_what_is_exact(models):
@@ -101,3 +103,11 @@ def test_the_comparison_plots(models):
 
     axes = comparison(compare(models, rows(30), particles=30))
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["narrow", "gaussian"]
+
+
+def test_what_is_asked_for_by_a_wrong_name_is_an_error(models):
+    comparison = compare(models, rows(20), particles=5)
+    with pytest.raises(ValueError, match=r"unknown model 'narow'\. Did you mean 'narrow'"):
+        comparison["narow"]
+    with pytest.raises(ValueError, match="pass a dictionary, name to model"):
+        compare(list(models.values()), rows(20))

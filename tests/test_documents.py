@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pyrovae import cli
-from pyrovae.part import roles
+from pyrovae.catalogue import roles
 from pyrovae.specs import parse, read_spec
 
 ROOT = Path(__file__).parent.parent
@@ -27,6 +27,7 @@ def no_new_members():
     """The members of every role are afterwards the ones that they were."""
     kept = {role: dict(role.members) for role in roles().values()}
     yield
+    sys.modules.pop("custom_prior", None)
     for role, members in kept.items():
         role.members.clear()
         role.members.update(members)

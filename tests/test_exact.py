@@ -198,9 +198,8 @@ def test_pyros_own_svi_takes_the_same_step():
         torch.manual_seed(5)
         with stock.scope():
             optim = pyro.optim.SGD({"lr": 0.1 / 8})
-            b = pyro.infer.SVI(stock.model, stock.guide, optim, pyro.infer.Trace_ELBO()).step(
-                batch
-            )
+            elbo = pyro.infer.Trace_ELBO()
+            b = pyro.infer.SVI(stock.model, stock.guide, optim, elbo).step(batch.x)
         assert a.item() == pytest.approx(b / 8, rel=1e-12)
         for p, q in zip(ours.parameters(), stock.parameters(), strict=True):
             assert torch.allclose(p, q, rtol=1e-12, atol=1e-12)

@@ -10,7 +10,19 @@ from rich.console import Console
 from sklearn.datasets import load_digits
 from torch import nn
 
-from pyrovae import VAE, Batch, Mixture, compare, fit, load, log_likelihood, log_weights
+from pyrovae import (
+    VAE,
+    Batch,
+    Mixture,
+    compare,
+    fit,
+    latents,
+    load,
+    log_likelihood,
+    log_weights,
+    open_run,
+    save,
+)
 from pyrovae.fitting import FitError
 from pyrovae.inference import em, svi
 from pyrovae.models import Model
@@ -209,7 +221,7 @@ def test_an_overflow_names_the_network():
         (
             X[:20],
             None,
-            {},
+            {"batch_size": 128},
             "train: 20 training rows are fewer than a batch of 128: lower batch_size",
         ),
         (X[:0], None, {}, "train: the data have no row"),
@@ -294,3 +306,62 @@ def test_generators_leave_the_loop_to_the_user():
     model.start(Batch(X))
     assert [epoch.index for epoch in em(model, Batch(X), epochs=4, tolerance=0)] == [0, 1, 2, 3]
     assert isinstance(model, Model)
+
+
+def test_data_as_a_whole_are_fitted_and_compared():
+    data = load("digits", transforms=["binarize"], flatten=True)
+    a, b, mixture = vae(), vae(), Mixture(x=(64,), components=3, family="bernoulli")
+    fit(a, data, epochs=2)
+    fit(b, data.train, data.validation, epochs=2)
+    fit(mixture, data)
+    assert same(weights(a), weights(b))
+    one = compare({"a": a, "m": [mixture]}, data, particles=5)
+    two = compare({"a": b, "m": [mixture]}, data.test, data.validation, particles=5)
+    assert one["a"].result.mean == two["a"].result.mean
+    assert one["m"].model is mixture
+
+
+def test_data_refuse_a_model_without_their_transforms():
+    data = load("iris", transforms=["standardize"])
+    model = VAE(x=(4,), z=(2,), likelihood="shared-normal")
+    with pytest.raises(ValueError, match=r"go through standardize: use data\.wrap\(model\)"):
+        fit(model, data)
+    with pytest.raises(ValueError, match="whole levels, of which a density has no bound"):
+        fit(VAE(x=(1, 8, 8), z=(2,), likelihood="normal"), load("digits"))
+    wrapped = data.wrap(model)
+    assert data.wrap(wrapped) is wrapped
+    fit(wrapped, data, epochs=2)
+
+
+def test_batches_are_all_rows_where_there_are_fewer():
+    a, b = vae(), vae()
+    fit(a, X[:40], epochs=2)
+    fit(b, X[:40], epochs=2, batch_size=40)
+    assert same(weights(a), weights(b))
+
+
+def test_latents_are_draws_from_the_guide():
+    model = vae()
+    z = latents(model, X[:7], particles=500)["z"]
+    assert z.shape == (500, 7, 3)
+    q = model.q(X[:7]).base_dist
+    assert ((z.mean(0) - q.loc).abs() < 5 * q.scale / 500**0.5).all()
+    mixture = Mixture(x=(64,), components=2, family="bernoulli")
+    fit(mixture, X)
+    assert latents(mixture, X[:7])["k"].shape == (1, 7)
+
+
+def test_samples_are_a_function_of_the_seed():
+    model = vae()
+    assert torch.equal(model.sample(5, seed=1), model.sample(5, seed=1))
+    assert not torch.equal(model.sample(5, seed=1), model.sample(5, seed=2))
+
+
+def test_a_model_is_saved_and_opened_from_python(tmp_path):
+    model = vae()
+    save(model, str(tmp_path / "mine"))
+    again = open_run(str(tmp_path / "mine")).model
+    assert same(weights(again), weights(model))
+    with pytest.raises(ValueError, match="exists: name another folder"):
+        save(model, tmp_path / "mine")
+    save(vae(1), tmp_path / "mine", force=True)

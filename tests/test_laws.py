@@ -11,12 +11,13 @@ from members import FAMILIES, MODELS, NETWORKS, PRIORS, TRANSFORMS, ids, make
 from pyro import distributions as dist
 
 from pyrovae import Batch, fit, log_likelihood, log_weights
+from pyrovae.catalogue import roles
 from pyrovae.families import Family
 from pyrovae.inference import SVI
 from pyrovae.models import Model
 from pyrovae.objectives import Objective
 from pyrovae.optim import Optim
-from pyrovae.part import Part, roles
+from pyrovae.part import Part
 from pyrovae.runs import open_run, save
 
 Z = (2,)
@@ -255,7 +256,7 @@ class TestModels:
         table = model.spec()
         assert tomllib.loads(tomli_w.dumps(table)) == table
         assert Model.from_spec(json.loads(json.dumps(table))).spec() == table
-        save(tmp_path / "run", {}, model, history, {})
+        save(model, tmp_path / "run", history)
         again = open_run(tmp_path / "run").model
         assert repr(again) == repr(model)
         a, b = (log_likelihood(m, x, particles=20, seed=3).value for m in (model, again))

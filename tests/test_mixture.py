@@ -162,3 +162,10 @@ def test_a_family_without_m_step_is_fitted_by_svi_only():
         ValueError, match="no closed-form M-step: fit the mixture with method = 'svi'"
     ):
         fit(model, blobs(), method="em")
+    first, *_, last = fit(model, blobs(), method="svi", epochs=30, learning_rate=0.05).epochs
+    assert last.loss < first.loss - 0.5
+
+
+def test_a_tolerance_of_zero_takes_all_iterations():
+    model = Mixture(x=(2,), components=1)
+    assert len(fit(model, blobs(), epochs=30, tolerance=0).epochs) == 30

@@ -4,6 +4,7 @@ import copy
 import pickle
 
 import numpy as np
+import pyro.distributions as dist
 import pytest
 import torch
 from pydantic import PositiveInt
@@ -12,7 +13,7 @@ from torch import nn
 from pyrovae import VAE, Error, fit, load, priors
 from pyrovae.families import Bernoulli, Family, Normal
 from pyrovae.models import Model
-from pyrovae.networks import MLP
+from pyrovae.networks import MLP, Network
 from pyrovae.part import Part, json_schema
 from pyrovae.priors import GaussianMixture, Prior, StandardNormal, Vamp
 
@@ -173,3 +174,33 @@ def test_fields_do_not_hide_submodules():
     assert vae.likelihood.floor == 0.1
     assert not hasattr(VAE, "prior")
     assert issubclass(VAE, Part)
+
+
+def test_parts_that_do_not_fit_together_are_refused_when_assembled():
+    class Scattered(Prior):
+        """A prior without to_event."""
+
+        def setup(self, z, seen):
+            self.loc = nn.Buffer(torch.zeros(z))
+
+        def forward(self, q, context=None):
+            return dist.Normal(self.loc, 1.0)
+
+    class Narrow(Network):
+        """A network that forgets the shape it was given."""
+
+        def setup(self, source, target):
+            self.layer = nn.Linear(3, 2)
+
+        def forward(self, a):
+            return self.layer(a)
+
+    try:
+        with pytest.raises(
+            Error, match=r"prior: is over \(\), not \(2,\): does its forward end in"
+        ):
+            VAE(x=(3,), z=(2,), prior="scattered")
+        with pytest.raises(Error, match=r"encoder: gives \(2,\) for \(3,\), not \(2, 2\)"):
+            VAE(x=(3,), z=(2,), encoder="narrow")
+    finally:
+        del Prior.members["scattered"], Network.members["narrow"]

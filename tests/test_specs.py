@@ -9,10 +9,10 @@ import pytest
 import tomli_w
 
 from pyrovae import VAE, Mixture
+from pyrovae.catalogue import roles
 from pyrovae.errors import Error
 from pyrovae.families import Bernoulli, Normal
 from pyrovae.models import Transformed
-from pyrovae.part import roles
 from pyrovae.priors import Prior
 from pyrovae.specs import build, candidates, merged, parse, read_spec, schema
 

@@ -1,13 +1,14 @@
 """Evaluation: how good is the model, and how good is the number that says so."""
 
 from pyrovae.evaluate.comparison import Comparison, compare, select
-from pyrovae.evaluate.likelihood import LogLikelihood, bound, log_likelihood, log_weights
+from pyrovae.evaluate.likelihood import LogLikelihood, bound, latents, log_likelihood, log_weights
 
 __all__ = [
     "Comparison",
     "LogLikelihood",
     "bound",
     "compare",
+    "latents",
     "log_likelihood",
     "log_weights",
     "select",

@@ -20,11 +20,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from pyrovae.batch import as_batch
+from pyrovae.data import Data
 from pyrovae.errors import Error
 from pyrovae.evaluate.likelihood import LogLikelihood, log_likelihood
 from pyrovae.models import Model
-from pyrovae.part import validated
+from pyrovae.part import unknown, validated
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,18 +33,18 @@ class Entry:
 
     Args:
         name: of the model.
+        model: the model; of several candidates, the one that was chosen.
         result: its log p(x) on the test rows.
         difference: the mean over rows of its log p(x) minus that of the best model.
-        difference_se: the standard error of that mean.
-        parameters: how many are trained.
+        difference_se: the standard error of that mean, NaN for a single row.
         seconds: to fit it, NaN where nobody said.
     """
 
     name: str
+    model: Model
     result: LogLikelihood
     difference: float
     difference_se: float
-    parameters: int
     seconds: float
 
     def cells(self) -> tuple[str, ...]:
@@ -55,9 +55,9 @@ class Entry:
             self.name,
             f"{result.mean:.2f} ± {result.se:.2f}",
             result.kind,
-            paired if self.difference_se else "best",
+            paired,
             "-" if math.isnan(result.heavy) or result.exact else f"{result.heavy:.1%}",
-            f"{self.parameters:,}",
+            f"{self.model.parameter_count:,}",
             "-" if math.isnan(self.seconds) else f"{self.seconds:.1f}",
         )
 
@@ -67,7 +67,7 @@ class Entry:
             "log_likelihood": self.result.summary(),
             "difference": self.difference,
             "difference_se": self.difference_se,
-            "parameters": self.parameters,
+            "parameters": self.model.parameter_count,
             "seconds": self.seconds,
         }
 
@@ -85,7 +85,10 @@ class Comparison:
     chosen: Mapping[str, str]
 
     def __getitem__(self, name: str) -> Entry:
-        return next(entry for entry in self.entries if entry.name == name)
+        found = {entry.name: entry for entry in self.entries}
+        if name not in found:
+            raise Error(unknown("model", name, found))
+        return found[name]
 
     def __str__(self) -> str:
         columns = (
@@ -101,7 +104,8 @@ class Comparison:
         for column in table.columns[1:]:
             column.justify = "right"
         for entry in self.entries:
-            table.add_row(*entry.cells())
+            cells = entry.cells()
+            table.add_row(*cells[:3], "best" if entry is self.entries[0] else cells[3], *cells[4:])
         wide = Console(width=10_000, color_system=None)
         text = io.StringIO()
         width = wide.measure(table).maximum
@@ -129,7 +133,7 @@ class Comparison:
 
 
 def select(
-    candidates: Sequence[Model], validation: Any, *, particles: int = 100, seed: int = 0
+    candidates: Sequence[Model], validation: Any, *, particles: int = 1000, seed: int = 0
 ) -> tuple[int, list[float]]:
     """The candidate with the highest mean log p(x) on validation rows: its index, and all means.
 
@@ -162,7 +166,8 @@ def compare(
     Args:
         models: name to model; a list of models is a choice, made on the validation rows, such as a
             mixture's K.
-        test: rows, shape `(rows, *x)`, raw.
+        test: rows, shape `(rows, *x)`, raw; or the `Data` that `load` gives, for its test rows
+            and, unless `validation` is given, its validation rows.
         validation: rows on which choices are made; never the test rows.
         particles: draws of z for each row.
         seed: of the draws.
@@ -172,26 +177,29 @@ def compare(
         Error: no models; models whose numbers cannot be compared; test rows that a model cannot
             have generated.
     """
-    if not models:
-        raise Error("there is no model to compare")
+    if not isinstance(models, Mapping) or not models:
+        raise Error("there is no model to compare: pass a dictionary, name to model", "models")
+    if isinstance(test, Data) and validation is None:
+        validation = test.validation
     chosen: dict[str, str] = {}
+    options = {"particles": particles, "seed": seed}
     finalists = {
-        name: _finalist(name, model, validation, chosen) for name, model in models.items()
+        name: model
+        if isinstance(model, Model)
+        else _finalist(name, model, validation, chosen, options)
+        for name, model in models.items()
     }
-    comparable(finalists)
-    batch = as_batch(test)
-    results = {
-        name: log_likelihood(model, batch, particles=particles, seed=seed)
-        for name, model in finalists.items()
-    }
-    return ranked(
-        results, {name: model.size for name, model in finalists.items()}, seconds or {}, chosen
-    )
+    refuse_incomparable(finalists)
+    results = {}
+    for name, model in finalists.items():
+        rows = test.rows_of(model, "test")[0] if isinstance(test, Data) else test
+        results[name] = log_likelihood(model, rows, particles=particles, seed=seed)
+    return ranked(finalists, results, seconds or {}, chosen)
 
 
 def ranked(
+    models: Mapping[str, Model],
     results: Mapping[str, LogLikelihood],
-    sizes: Mapping[str, int],
     seconds: Mapping[str, float],
     chosen: Mapping[str, str],
 ) -> Comparison:
@@ -201,13 +209,12 @@ def ranked(
     for name, result in sorted(results.items(), key=lambda item: -item[1].mean):
         d = result.value - best.value
         se = float(d.std(ddof=1) / math.sqrt(len(d))) if len(d) > 1 else math.nan
-        entries.append(
-            Entry(name, result, float(d.mean()), se, sizes[name], seconds.get(name, math.nan))
-        )
+        took = seconds.get(name, math.nan)
+        entries.append(Entry(name, models[name], result, float(d.mean()), se, took))
     return Comparison(tuple(entries), chosen)
 
 
-def comparable(models: Mapping[str, Model]) -> None:
+def refuse_incomparable(models: Mapping[str, Model]) -> None:
     """Refuse models whose numbers are of different kinds.
 
     Raises:
@@ -224,13 +231,15 @@ def comparable(models: Mapping[str, Model]) -> None:
 
 
 def _finalist(
-    name: str, model: Model | Sequence[Model], validation: Any, chosen: dict[str, str]
+    name: str,
+    candidates: Sequence[Model],
+    validation: Any,
+    chosen: dict[str, str],
+    options: dict[str, int],
 ) -> Model:
-    if isinstance(model, Model):
-        return model
-    index, means = select(model, validation)
+    index, means = select(candidates, validation, **options)
     tried = ", ".join(f"{mean:.2f}" for mean in means)
     chosen[name] = (
-        f"candidate {index + 1} of {len(means)}, by log p(x) on the validation rows: {tried}"
+        f"candidate {index + 1} of {len(means)} chosen by log p(x) on the validation rows: {tried}"
     )
-    return model[index]
+    return candidates[index]

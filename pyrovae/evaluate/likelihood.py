@@ -30,7 +30,7 @@ import numpy as np
 import pyro
 import torch
 from numpy.typing import NDArray
-from pydantic import PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.util import site_is_subsample
@@ -83,7 +83,7 @@ def _sites(trace: poutine.Trace) -> Iterator[tuple[str, Any]]:
     )
 
 
-def _local(trace: poutine.Trace, rows: int) -> None:
+def _refuse_global(trace: poutine.Trace, rows: int) -> None:
     for name, site in _sites(trace):
         if all((frame.dim, frame.size) != (-1, rows) for frame in site["cond_indep_stack"]):
             raise Error(
@@ -93,7 +93,7 @@ def _local(trace: poutine.Trace, rows: int) -> None:
 
 
 def _log_density(trace: poutine.Trace, particles: int, rows: int) -> Tensor:
-    _local(trace, rows)
+    _refuse_global(trace, rows)
     total = torch.zeros(())
     for _, site in _sites(trace):
         entry = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
@@ -113,7 +113,7 @@ class LogLikelihood:
         elbo: the mean log-weight, an estimate of the ELBO.
         particles: the draws for each row, K.
         exact: whether this is log p(x) itself, or in expectation a lower bound.
-        entries: the entries of one row, D.
+        dimensions: the entries of one row, D.
     """
 
     value: Array
@@ -123,7 +123,7 @@ class LogLikelihood:
     elbo: Array
     particles: int
     exact: bool
-    entries: int
+    dimensions: int
 
     @property
     def mean(self) -> float:
@@ -147,7 +147,7 @@ class LogLikelihood:
     @property
     def bits_per_dim(self) -> float:
         """The negative mean in bits for each entry of a row."""
-        return -self.mean / (self.entries * math.log(2))
+        return -self.mean / (self.dimensions * math.log(2))
 
     @property
     def threshold(self) -> float:
@@ -196,7 +196,8 @@ def log_likelihood(
     data: Any,
     *,
     particles: PositiveInt = 1000,
-    seed: int = 0,
+    rows: PositiveInt | None = None,
+    seed: NonNegativeInt = 0,
     device: str | None = None,
     dtype: Literal["float32", "float64"] | None = None,
 ) -> LogLikelihood:
@@ -206,6 +207,7 @@ def log_likelihood(
         model: a fitted model; it is as it was, to the bit, afterwards.
         data: rows, shape `(rows, *x)`, raw.
         particles: draws of z for each row, K; an exact model needs none.
+        rows: the first rows only; all unless given.
         seed: of the draws.
         device: where to compute, such as `cuda`; the model's own unless given.
         dtype: `float32` or `float64`; the model's own unless given. Sums over particles are in
@@ -221,38 +223,35 @@ def log_likelihood(
         in_mode(model, False),
         placed(model, device, dtype) as place,
     ):
-        batch = as_batch(data).to(*place)
+        batch = as_batch(data)[:rows].to(*place)
         model.check(batch)
         if model.exact:
             return _exact(model.log_prob(batch), math.prod(model.event))
         for trace in _traces(model, batch[:1], nullcontext()):
-            _local(trace, 1)
+            _refuse_global(trace, 1)
         blocks = list(_blocks(model, batch, particles))
     value, mcse, ess, khat, elbo = (np.concatenate(column) for column in zip(*blocks, strict=True))
     return LogLikelihood(
-        value, mcse, ess, khat, elbo, particles, exact=False, entries=math.prod(model.event)
+        value, mcse, ess, khat, elbo, particles, exact=False, dimensions=math.prod(model.event)
     )
 
 
-def _exact(log_prob: Tensor, entries: int) -> LogLikelihood:
+def _exact(log_prob: Tensor, dimensions: int) -> LogLikelihood:
     value = log_prob.double().cpu().numpy()
     none = np.zeros_like(value)
     return LogLikelihood(
-        value, none, none + 1, none - np.inf, value, particles=1, exact=True, entries=entries
+        value, none, none + 1, none - np.inf, value, particles=1, exact=True, dimensions=dimensions
     )
 
 
 def _blocks(model: Model, batch: Batch, particles: int) -> Iterator[tuple[Array, ...]]:
     """The columns of `LogLikelihood` for a few rows at a time: memory stays the same."""
     at_once = min(particles, 256)
-    for first in range(0, len(batch), max(1, BLOCK // at_once)):
-        rows = batch[first : first + max(1, BLOCK // at_once)]
-        draws = [at_once] * (particles // at_once) + [particles % at_once] * (
-            particles % at_once > 0
-        )
+    draws = [at_once] * (particles // at_once) + [particles % at_once] * (particles % at_once > 0)
+    for first, rows in enumerate(batch.split(size := max(1, BLOCK // at_once))):
         log_w = torch.cat([log_weights(model, rows, k).double().cpu() for k in draws])
         if len(bad := torch.nonzero(log_w.isnan().any(0) | (log_w == torch.inf).any(0))):
-            raise Error(f"the log-weight of row {first + int(bad[0])} is not finite")
+            raise Error(f"the log-weight of row {first * size + int(bad[0])} is not finite")
         yield reduce(log_w.numpy())
 
 
@@ -281,6 +280,22 @@ def _khat(log_w: Array) -> float:
     return float(array_stats.psislw(-log_w)[1])
 
 
+def latents(model: Model, data: Any, particles: int = 1, seed: int = 0) -> dict[str, Tensor]:
+    """Draws of the latents of each row from the guide: site to `(particles, rows, *event)`.
+
+    Args:
+        model: a fitted model.
+        data: rows, shape `(rows, *x)`, raw.
+        particles: draws for each row.
+        seed: of the draws.
+    """
+    plate = pyro.plate("particles", particles, dim=-2)
+    with torch.no_grad(), seeded(seed), in_mode(model, False):
+        batch = as_batch(data).to(*destination(model))
+        guide, _ = _traces(model, batch, plate)
+        return {name: site["value"] for name, site in _sites(guide)}
+
+
 def bound(model: Model, data: Any, seed: int = 0) -> float:
     """The mean ELBO over rows, one draw each, fixed by the seed; log p(x) where it is known."""
     with torch.no_grad(), seeded(seed), in_mode(model, False):
@@ -288,9 +303,5 @@ def bound(model: Model, data: Any, seed: int = 0) -> float:
         if model.exact:
             return model.log_prob(batch).double().mean().item()
         return sum(
-            log_weights(model, rows).double().sum().item() for rows in _slices(batch)
+            log_weights(model, rows).double().sum().item() for rows in batch.split(BLOCK)
         ) / len(batch)
-
-
-def _slices(batch: Batch) -> Iterator[Batch]:
-    return (batch[first : first + BLOCK] for first in range(0, len(batch), BLOCK))

@@ -73,8 +73,13 @@ class Family(Part):
         """The support in words."""
         return _WORDS.get(self.support, str(self.support))
 
+    @property
+    def has_m_step(self) -> bool:
+        """Whether the family gives `statistics` and `maximize`."""
+        return type(self).maximize is not Family.maximize
+
     def table(self, x: Tensor, h: Tensor) -> Tensor:
-        """log p(x_i | h_k), shape `(rows, components)`, of rows and `h`, `(components, *params)`."""
+        """The densities log p(x_i | h_k), shape `(rows, components)`, of rows and a table of h."""
         return self(h).log_prob(x.unsqueeze(1))
 
     def statistics(self, x: Tensor) -> Tensor:

@@ -17,9 +17,9 @@ By SVI the gradient flows through the model only: Fisher's identity, d log p(x) 
 k)], makes the term through the guide zero in expectation, and leaving it out takes its noise away.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from math import prod
-from typing import ClassVar, Literal
+from typing import Literal
 
 import pyro
 import pyro.distributions as dist
@@ -28,7 +28,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.distributions.constraints import Constraint
 
-from pyrovae.batch import Batch
+from pyrovae.batch import Batch, as_batch
 from pyrovae.families import Bernoulli, Family, MultivariateNormal
 from pyrovae.models.model import Model, Statistics, Tag
 from pyrovae.part import Shape
@@ -49,9 +49,6 @@ class Mixture(Model):
     components: PositiveInt = 10
     family: Family = MultivariateNormal()
 
-    method: ClassVar[Literal["svi", "em"]] = "em"
-    exact: ClassVar[bool] = True
-
     def setup(self) -> None:
         self.family.setup(self.x)
         self.logits = nn.Parameter(torch.zeros(self.components))
@@ -62,17 +59,17 @@ class Mixture(Model):
         return self.logits.log_softmax(-1) + self.family.table(x, self.h)
 
     def log_prob(self, batch: Batch) -> Tensor:
-        return torch.cat(
-            [self.joint(batch.x[rows]).logsumexp(-1) for rows in self._chunks(len(batch))]
-        )
+        return torch.cat([self.joint(part.x).logsumexp(-1) for part in self._split(batch)])
 
     def model(self, batch: Batch) -> Tensor:
+        batch = as_batch(batch)
         pyro.module("mixture", self)
         with pyro.plate("data", len(batch), dim=-1):
             k = pyro.sample("k", dist.Categorical(logits=self.logits))
             return pyro.sample("x", self.family(self.h[k]), obs=batch.x)
 
     def guide(self, batch: Batch) -> None:
+        batch = as_batch(batch)
         with torch.no_grad():
             posterior = dist.Categorical(logits=self.joint(batch.x))
         with pyro.plate("data", len(batch), dim=-1):
@@ -80,17 +77,8 @@ class Mixture(Model):
 
     @torch.no_grad()
     def expect(self, batch: Batch) -> Statistics:
-        """The E-step over all rows, in chunks."""
-        chunks = [self._expect(batch.x[rows]) for rows in self._chunks(len(batch))]
-        return sum(chunks[1:], start=chunks[0])
-
-    def _expect(self, x: Tensor) -> Statistics:
-        joint = self.joint(x)
-        log_prob = joint.logsumexp(-1, keepdim=True)
-        return self._count((joint - log_prob).exp(), x, log_prob.sum())
-
-    def _count(self, r: Tensor, x: Tensor, log_prob: Tensor) -> Statistics:
-        return Statistics(r.sum(0), r.mT @ self.family.statistics(x), log_prob)
+        """The E-step over all rows of the batch."""
+        return self._gather(batch, self._posterior)
 
     @torch.no_grad()
     def maximize(self, statistics: Statistics) -> None:
@@ -104,22 +92,53 @@ class Mixture(Model):
     def start(self, batch: Batch) -> None:
         """Components from the rows nearest to centres of k-means++, columns scaled to variance 1.
 
-        k-means++: The Advantages of Careful Seeding (Arthur & Vassilvitskii, 2007).
+        k-means++: The Advantages of Careful Seeding (Arthur & Vassilvitskii, 2007). A family
+        without a closed-form M-step starts at random.
         """
         self.family.start(batch.x)
-        scaled = (batch.x / spread(batch.x)).flatten(1)
-        nearest = torch.cdist(scaled, _plusplus(scaled, self.components)).argmin(-1)
-        r = nn.functional.one_hot(nearest, self.components).to(scaled)
-        self.maximize(self._count(r, batch.x, scaled.new_zeros(())))
+        if not self.family.has_m_step:
+            return
+        shift, scale = batch.x.mean(0), spread(batch.x)
+        centres = _plusplus(((batch.x - shift) / scale).flatten(1), self.components)
 
-    def _chunks(self, rows: int) -> list[slice]:
-        """Slices of rows whose log densities, `(rows, components, *x)`, stay in cache."""
-        size = max(1, 2**20 // (self.components * prod(self.x)))
-        return [slice(first, first + size) for first in range(0, rows, size)]
+        def nearest(x: Tensor) -> tuple[Tensor, Tensor]:
+            k = torch.cdist(((x - shift) / scale).flatten(1), centres).argmin(-1)
+            return nn.functional.one_hot(k, self.components).to(x), x.new_zeros(())
+
+        self.maximize(self._gather(batch, nearest))
+
+    def _posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The responsibilities, shape `(rows, components)`, and the sum of log p(x)."""
+        joint = self.joint(x)
+        log_prob = joint.logsumexp(-1, keepdim=True)
+        return (joint - log_prob).exp(), log_prob.sum()
+
+    def _gather(
+        self, batch: Batch, assign: Callable[[Tensor], tuple[Tensor, Tensor]]
+    ) -> Statistics:
+        """The statistics of rows of which `assign` says to which component they belong."""
+        parts = []
+        for part in self._split(batch):
+            r, log_prob = assign(part.x)
+            parts.append(Statistics(r.sum(0), r.mT @ self.family.statistics(part.x), log_prob))
+        return sum(parts[1:], start=parts[0])
+
+    def _split(self, batch: Batch) -> Iterator[Batch]:
+        """Parts whose tables of components or of products of columns stay in cache."""
+        columns = prod(self.x)
+        return batch.split(max(1, 2**20 // (columns * max(columns, self.components))))
 
     @classmethod
     def examples(cls) -> Iterable["Mixture"]:
         return cls(x=(2,), components=3), cls(x=(3,), components=2, family=Bernoulli())
+
+    @property
+    def method(self) -> Literal["svi", "em"]:
+        return "em"
+
+    @property
+    def exact(self) -> bool:
+        return True
 
     @property
     def event(self) -> tuple[int, ...]:

@@ -7,10 +7,9 @@ model.
 """
 
 from abc import abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import pyro
 import torch
@@ -21,7 +20,7 @@ from torch.distributions.constraints import Constraint
 from pyrovae.batch import Batch
 from pyrovae.errors import Error
 from pyrovae.part import Part
-from pyrovae.place import destination, in_mode
+from pyrovae.place import destination, in_mode, seeded
 
 
 @dataclass(frozen=True)
@@ -65,12 +64,19 @@ class Statistics:
 class Model(Part):
     """The role of a joint density with a guide. `VAE` is the member to read.
 
-    `method` is how `fit` trains it unless told otherwise. A member with `exact = True` knows log
-    p(x) and gives it as `log_prob(batch)`, shape `(rows,)`.
+    A member whose `exact` is true gives log p(x) as `log_prob(batch)`, shape `(rows,)`; one that
+    EM can fit has `expect` and `maximize`.
     """
 
-    method: ClassVar[Literal["svi", "em"]] = "svi"
-    exact: ClassVar[bool] = False
+    @property
+    def method(self) -> Literal["svi", "em"]:
+        """How `fit` trains the model unless told otherwise."""
+        return "svi"
+
+    @property
+    def exact(self) -> bool:
+        """Whether log p(x) is known, or an integral that is estimated."""
+        return False
 
     def __post_init__(self) -> None:
         self.setup()
@@ -119,22 +125,22 @@ class Model(Part):
         """The M-step, of a model that EM can fit."""
         raise Error(f"EM cannot fit the model '{self.kind}': use method = 'svi'")
 
-    def forward(self, batch: Batch) -> Tensor:
-        """The same as `model`."""
-        return self.model(batch)
-
-    @contextmanager
-    def scope(self) -> Iterator[None]:
+    def scope(self) -> AbstractContextManager[Any]:
         """Pyro's parameter store as this model sees it; outside, the store is as before."""
-        with pyro.get_param_store().scope():
-            yield
+        return pyro.get_param_store().scope()
 
     @torch.no_grad()
-    def sample(self, rows: int) -> Tensor:
-        """Draw `rows` new x, shape `(rows, *x)`: the model itself, with nothing observed."""
+    def sample(self, rows: int, seed: int | None = None) -> Tensor:
+        """New rows x ~ p(x), shape `(rows, *x)`: the model itself, with nothing observed.
+
+        Args:
+            rows: how many.
+            seed: of the draws; torch's own random numbers unless given.
+        """
         device, dtype = destination(self)
         blank = Batch(torch.zeros(rows, *self.event, device=device, dtype=dtype))
-        with self.scope(), in_mode(self, False):
+        random = nullcontext() if seed is None else seeded(seed)
+        with self.scope(), in_mode(self, False), random, pyro.validation_enabled(False):
             trace = poutine.trace(poutine.uncondition(self.model)).get_trace(blank)
         return next(
             site["value"]
@@ -178,6 +184,6 @@ class Model(Part):
         return 1
 
     @property
-    def size(self) -> int:
+    def parameter_count(self) -> int:
         """The number of parameters that are trained."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad)

@@ -7,8 +7,8 @@ saved, moved and counted like every other model.
 """
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from typing import Annotated, Any
 
 import pyro
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
-from pyrovae.batch import Batch
+from pyrovae.batch import Batch, as_batch
 from pyrovae.errors import Error
 from pyrovae.models.model import Model, Tag
 from pyrovae.part import Shape
@@ -39,7 +39,7 @@ class Program:
         self.function = function
 
     def __call__(self, batch: Batch) -> Any:
-        return self.function(*batch.given)
+        return self.function(*as_batch(batch).entries)
 
     def __repr__(self) -> str:
         return f"{self.function.__module__}:{self.function.__qualname__}"
@@ -47,7 +47,8 @@ class Program:
     def address(self) -> str:
         """`module:name`, under which a spec finds the function again."""
         address = repr(self)
-        if _find(address) is not self.function:
+        module = sys.modules[self.function.__module__]
+        if getattr(module, self.function.__qualname__, None) is not self.function:
             raise Error(
                 f"'{address}' is not a function at the top of a module: a spec cannot name it"
             )
@@ -93,7 +94,7 @@ class Pair(Model):
 
     def setup(self) -> None:
         self.state: StateDict = {"params": {}, "constraints": {}}
-        self.observed: dist.Distribution | None = None
+        self.observed: Constraint | None = None
         for name, program in (("p", self.model), ("q", self.guide)):
             function = program.function if isinstance(program, Program) else program
             owner = getattr(function, "__self__", function)
@@ -116,7 +117,7 @@ class Pair(Model):
         sites = [model.nodes[name]["fn"] for name in model.observation_nodes]
         if not sites:
             raise Error("the model observes nothing: give its data to a sample statement as obs")
-        self.observed = sites[-1]
+        self.observed = getattr(sites[-1].support, "base_constraint", sites[-1].support)
         self._adopt()
         self.to(batch.x.device, batch.x.dtype)
 
@@ -143,10 +144,8 @@ class Pair(Model):
                 self.start(Batch(torch.zeros(1, *self.event, dtype=dtype)))
         return super().load_state_dict(state_dict, *args, **kwargs)
 
-    @contextmanager
-    def scope(self) -> Iterator[None]:
-        with pyro.get_param_store().scope(self.state):
-            yield
+    def scope(self) -> AbstractContextManager[Any]:
+        return pyro.get_param_store().scope(self.state)
 
     @classmethod
     def examples(cls) -> Iterable["Pair"]:
@@ -160,14 +159,15 @@ class Pair(Model):
 
     @property
     def tag(self) -> Tag:
+        if self.observed is None:
+            return Tag("unknown")
         return Tag("counting" if self.support.is_discrete else "lebesgue")
 
     @property
     def support(self) -> Constraint:
         if self.observed is None:
             raise Error("the pair has seen no data yet: fit it, or call start with some rows")
-        support = self.observed.support
-        return getattr(support, "base_constraint", support)
+        return self.observed
 
 
 def _factors(x: Tensor) -> Tensor:

@@ -10,8 +10,9 @@ observes x itself. What the model samples is x as well.
 """
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import pyro.distributions as dist
 from pyro.poutine.messenger import Messenger
@@ -19,7 +20,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
-from pyrovae.batch import Batch
+from pyrovae.batch import Batch, as_batch
 from pyrovae.errors import Error
 from pyrovae.families import SharedNormal
 from pyrovae.models.mixture import Mixture
@@ -40,26 +41,38 @@ class Transformed(Model):
     transform: Transform
 
     def setup(self) -> None:
-        if self.base.tag.measure != "lebesgue":
-            raise Error(f"{self.transform.kind} needs a density: {self.base.takes}")
         if not self.transform.invertible:
             raise Error(
                 f"{self.transform.kind} cannot be inverted: apply it to the data", "transform"
             )
+        self._refuse_probabilities()
         self.transform.setup(self.base.event)
-        self.method, self.exact = self.base.method, self.base.exact  # type: ignore[misc]
+
+    def _refuse_probabilities(self) -> None:
+        if self.base.tag.measure == "counting":
+            raise Error(f"{self.transform.kind} needs a density: {self.base.takes}")
 
     def inside(self, batch: Batch) -> Batch:
         """The batch with T(x) for x."""
+        batch = as_batch(batch)
         return replace(batch, x=self.transform(batch.x))
 
     def model(self, batch: Batch) -> Tensor:
+        batch = as_batch(batch)
         inside = self.inside(batch)
         with _Raw(self.transform, batch.x, inside.x):
             return self.base.model(inside)
 
     def guide(self, batch: Batch) -> Any:
         return self.base.guide(self.inside(batch))
+
+    def scope(self) -> AbstractContextManager[None]:
+        return self.base.scope()
+
+    def check(self, batch: Batch) -> None:
+        super().check(batch)
+        self.base.check(self.inside(batch))
+        self._refuse_probabilities()
 
     def start(self, batch: Batch) -> None:
         self.transform.start(batch.x)
@@ -83,6 +96,14 @@ class Transformed(Model):
     def examples(cls) -> Iterable["Transformed"]:
         bases = (VAE(x=(3,), z=(2,), likelihood=SharedNormal()), Mixture(x=(2,), components=2))
         return (cls(base=base, transform=Standardize()) for base in bases)
+
+    @property
+    def method(self) -> Literal["svi", "em"]:
+        return self.base.method
+
+    @property
+    def exact(self) -> bool:
+        return self.base.exact
 
     @property
     def event(self) -> tuple[int, ...]:

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 from torch.distributions.constraints import Constraint
 
-from pyrovae.batch import Batch
+from pyrovae.batch import Batch, as_batch
 from pyrovae.errors import Error
 from pyrovae.families import Bernoulli, Family, MultivariateNormal, Normal
 from pyrovae.models.model import Model, Tag
 from pyrovae.networks import MLP, Network
 from pyrovae.part import Shape
+from pyrovae.place import in_mode, seeded
 from pyrovae.priors import Prior, StandardNormal
 
 
@@ -53,10 +54,32 @@ class VAE(Model):
         self.prior.setup(self.z, seen)
         self.encoder.setup(seen, self.posterior.params)
         self.decoder.setup(self.z, self.likelihood.params)
-        if not self.posterior(torch.zeros(self.posterior.params)).has_rsample:
-            raise Error(
-                f"{self.posterior.kind} has no reparameterised samples: use normal", "posterior"
-            )
+        self._refuse_misfits(seen)
+
+    @torch.no_grad()
+    def _refuse_misfits(self, seen: tuple[int, ...]) -> None:
+        """Run every part once on a row of zeros, and refuse what cannot be put together."""
+        with seeded(0), in_mode(self, False):
+            for name, network, source, target in (
+                ("encoder", self.encoder, seen, self.posterior.params),
+                ("decoder", self.decoder, self.z, self.likelihood.params),
+            ):
+                shape = tuple(network(torch.zeros(1, *source)).shape[1:])
+                if shape != tuple(target):
+                    raise Error(f"gives {shape} for {tuple(source)}, not {tuple(target)}", name)
+            for name, p, event in (
+                ("prior", self.prior(self.q, None), self.z),
+                ("posterior", self.q(torch.zeros(1, *seen)), self.z),
+                ("likelihood", self.p(torch.zeros(1, *self.z)), self.x),
+            ):
+                if tuple(p.event_shape) != tuple(event):
+                    what = f"is over {tuple(p.event_shape)}, not {tuple(event)}"
+                    raise Error(f"{what}: does its forward end in .to_event({len(event)})?", name)
+            if not self.q(torch.zeros(1, *seen)).has_rsample:
+                raise Error(
+                    f"{self.posterior.kind} has no reparameterised samples: use normal",
+                    "posterior",
+                )
 
     def q(self, seen: Tensor) -> dist.Distribution:
         """The guide's distribution of z, from what the encoder sees of x."""
@@ -67,12 +90,14 @@ class VAE(Model):
         return self.likelihood(self.decoder(z))
 
     def model(self, batch: Batch) -> Tensor:
+        batch = as_batch(batch)
         pyro.module("vae", self)
         with pyro.plate("data", len(batch), dim=-1):
             z = pyro.sample("z", self.prior(self.q, batch.context))
             return pyro.sample("x", self.p(z), obs=batch.x)
 
     def guide(self, batch: Batch) -> None:
+        batch = as_batch(batch)
         pyro.module("vae", self)
         with pyro.plate("data", len(batch), dim=-1):
             pyro.sample("z", self.q(self.likelihood.encode(batch.x)))
