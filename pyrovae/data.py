@@ -162,6 +162,11 @@ def load(
     Raises:
         Error: an unknown name, a missing or unreadable file, columns that are not numbers, no
             rows.
+
+    Example:
+        >>> data = load("iris")
+        >>> data.event, len(data.train), len(data.validation), len(data.test)
+        ((4,), 102, 18, 30)
     """
     source = _source(data, name, path)
     x = torch.as_tensor(source.choose(columns).x)

@@ -1,8 +1,13 @@
 """Fitting: one function over two generators of epochs.
 
 `fit` places data and model, starts the model at the data, runs `svi` or `em`, watches the
-validation rows and returns the history. Nothing outlives it: Pyro's parameter store and torch's
-random numbers are afterwards as they were before.
+validation rows and returns the history. The bound on rows that were not trained on estimates how
+good the model is for new ones; it rises, and falls again once the model learns its training rows
+by heart, so SVI ends at the weights where it was highest. EM ends where the likelihood stands
+still: a mixture's complexity is chosen by its number of components.
+
+Nothing outlives a fit: Pyro's parameter store and torch's random numbers are afterwards as they
+were before.
 """
 
 import math
@@ -125,6 +130,13 @@ def fit(
         Error: data that the model cannot have generated; fewer rows than a batch; settings out of
             range.
         FitError: the loss became NaN or infinite.
+
+    Example:
+        >>> from pyrovae import Mixture
+        >>> import torch
+        >>> rows = torch.tensor([[0.0], [0.1], [5.0], [5.2]])
+        >>> fit(Mixture(x=(1,), components=2), rows).stopped
+        'converged'
     """
     if isinstance(train, Data):
         train, validation = train.rows_of(model, "train", "validation")

@@ -1,9 +1,9 @@
-r"""Inference: two generators of epochs, over rows held in memory.
+"""Inference: two generators of epochs, over rows held in memory.
 
-`svi` maximises a bound by stochastic gradient steps on mini-batches (Stochastic Variational
-Inference, Hoffman, Blei, Wang & Paisley, 2013), with Pyro's traces and estimators. The estimator
-sums over the rows of a batch; the step is taken on the loss per row, so that learning rates and
-clipping do not depend on the batch size.
+`svi` maximises a bound by stochastic gradient steps on mini-batches, with Pyro's traces and
+estimators (Black Box Variational Inference, Ranganath, Gerrish & Blei, 2014,
+https://arxiv.org/abs/1401.0118). The estimator sums over the rows of a batch; the step is taken on
+the loss per row, so that a learning rate does not depend on the batch size.
 
 `em` alternates the E-step and the M-step over all rows, and never lowers the likelihood.
 """

@@ -1,9 +1,9 @@
 """Networks: the functions that map x towards q(z | x) and z towards p(x | z).
 
-A network is given both shapes by the model, so its user types hidden sizes only, and it takes any
-number of leading
-dimensions: `(rows, *source)` from the encoder's side, `(particles, rows, *source)` from the
-decoder's.
+A network is given both shapes by the model, so its user types hidden sizes only. It takes any
+number of leading dimensions: `(rows, *source)` from the encoder's side and
+`(particles, rows, *source)` from the decoder's. Without hidden layers the VAE with normal
+distributions is linear, and its exact answers are those of factor analysis.
 """
 
 from abc import abstractmethod

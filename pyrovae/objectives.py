@@ -1,10 +1,10 @@
-r"""Objectives: what SVI maximises, as declared parts that build Pyro's estimators.
+"""Objectives: what SVI maximises, as declared parts that build Pyro's estimators.
 
-    ELBO = E_q[log p(x, z) - log q(z | x)],   estimated by the mean over particles z_l = g(eps_l,
-    x)
+    ELBO = E_q[log p(x, z) - log q(z | x)],   estimated by the mean over particles z_l ~ q(z | x)
 
-Its gradient goes through z_l where q is reparameterised. Where KL(q || p) is known in closed form,
-using it in place of its estimate, `MeanFieldELBO`, is the same bound with another variance.
+Its gradient goes through z_l = g(eps_l, x) where q is reparameterised, and through the score of q
+where it is not. Where KL(q || p) is known in closed form, using it in place of its estimate,
+`MeanFieldELBO`, is the same bound with another variance.
 """
 
 from abc import abstractmethod
@@ -29,7 +29,7 @@ class Objective(Part):
 class ELBO(Objective):
     """The evidence lower bound, every term estimated from the particles: `pyro.infer.Trace_ELBO`.
 
-    Auto-Encoding Variational Bayes (Kingma & Welling, 2014).
+    Auto-Encoding Variational Bayes (Kingma & Welling, 2014, https://arxiv.org/abs/1312.6114).
 
     Args:
         particles: draws of z for each row.

@@ -1,24 +1,24 @@
 """Parts: what a model is made of, declared once, in Python or in a file.
 
 A *part* is a `torch.nn.Module` whose annotated fields are its hyper-parameters. A *role* (`Prior`,
-`Family`, `Network`, ...) subclasses `Part` and says what its members answer to; a *member*
-subclasses a role, is final, and is found under its
-`kind`, the class name in kebab case:
+`Family`, `Network`, ...) subclasses `Part` and says what its members answer to. A *member*
+subclasses a role, is final, and is found under its `kind`, the class name in kebab case:
 
     class Vamp(Prior):
-        components: PositiveInt = 500                   # a field: annotated, validated, with or
-            without a default
+        # a field: annotated, validated, with or without a default
+        components: PositiveInt = 100
 
-        def setup(self, z, seen):                       # tensors are made here, once, when the
-        shapes are known
+        # the tensors are made here, once, when the shapes are known
+        def setup(self, z, seen):
             self.inputs = nn.Parameter(torch.rand(self.components, *seen))
 
-        def forward(self, q, context):                  # a distribution
+        # a distribution
+        def forward(self, q, context=None):
             ...
 
 A part lives in two phases. Constructing it checks and stores its fields, no more; the model that
 it is given to then calls `setup` with the event shapes, exactly once. So shapes are typed once, on
-the model, and every other is derived.
+the model, and every other one is derived.
 
 Python and TOML build the same object: `Vamp(components=50)`, `Prior.from_spec("vamp")` and
 `Prior.from_spec({"kind": "vamp", "components": 50})` all go through one pydantic model, made here

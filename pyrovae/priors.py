@@ -8,8 +8,8 @@ towards it,
 
 so a prior that can take the shape of q(z) pays less in the last term. The standard normal cannot;
 a mixture learns its components; the VampPrior *is* a mixture of the guide's own posteriors at
-learned inputs. (ELBO surgery: yet another way to carve up the variational evidence lower bound,
-Hoffman & Johnson, 2016.)
+learned inputs (ELBO surgery: yet another way to carve up the variational evidence lower bound,
+Hoffman & Johnson, 2016).
 """
 
 from abc import abstractmethod
@@ -54,7 +54,7 @@ class Prior(Part):
 class StandardNormal(Prior):
     """The standard normal, p(z) = N(z; 0, I).
 
-    Auto-Encoding Variational Bayes (Kingma & Welling, 2014).
+    Auto-Encoding Variational Bayes (Kingma & Welling, 2014, https://arxiv.org/abs/1312.6114).
     """
 
     def setup(self, z: tuple[int, ...], seen: tuple[int, ...]) -> None:
@@ -69,7 +69,11 @@ class GaussianMixture(Prior):
 
     p(z) = \sum_k \pi_k N(z; \mu_k, diag \sigma_k^2)
 
-    Approximate Inference for Deep Latent Gaussian Mixtures (Nalisnick, Hertel & Smyth, 2016).
+    Deep Unsupervised Clustering with Gaussian Mixture Variational Autoencoders (Dilokthanakul et
+    al., 2016, https://arxiv.org/abs/1611.02648).
+
+    Args:
+        components: how many normals.
     """
 
     components: PositiveInt = 10
@@ -89,7 +93,11 @@ class Vamp(Prior):
 
     p(z) = 1/K \sum_k q(z | u_k)
 
-    The pseudo-inputs start at rows of the data. VAE with a VampPrior (Tomczak & Welling, 2018).
+    The pseudo-inputs start at rows of the data. VAE with a VampPrior (Tomczak & Welling, 2018,
+    https://arxiv.org/abs/1705.07120).
+
+    Args:
+        components: how many pseudo-inputs.
     """
 
     components: PositiveInt = 100

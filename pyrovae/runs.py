@@ -3,8 +3,7 @@
     spec.toml             what was asked for, choices decided: [data], [train], [evaluate], [model]
     weights.safetensors   the parameters and buffers
     history.csv           one line per epoch
-    results.json          figures, the choices tried, package versions, seed, the data's
-    fingerprint
+    results.json          figures, choices, package versions, seed, the fingerprint of the data
 
 A folder is written beside its place and moved there when it is whole, so that there is never half
 a run.

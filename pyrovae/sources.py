@@ -1,7 +1,8 @@
 """Where rows come from: the named sets and the readers of files, each of which gives a `Table`.
 
 A reader is a function of a path, found by the file's suffix; a named set is a function without
-arguments.
+arguments. Rows and columns are not interpreted here: what a value means is the likelihood's
+business.
 """
 
 import csv

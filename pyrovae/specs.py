@@ -1,16 +1,15 @@
 """Spec files: what to fit, to which data, how, in TOML.
 
-    import = ["my_parts"]          modules whose parts can be named
-    [data]                         the arguments of `load`
-    [train]                        the keyword arguments of `fit`
-    [evaluate]                     the keyword arguments of `log_likelihood`
-    [model]                        one model, or several:
-    [models.NAME]                  a model, with `extends = "OTHER"` and settings of its own in
-    [models.NAME.train]
+    import = ["my_parts"]     modules whose parts can be named
+    [data]                    the arguments of `load`
+    [train]                   the keyword arguments of `fit`
+    [evaluate]                the keyword arguments of `log_likelihood`
+    [model]                   one model, or several:
+    [models.NAME]             a model; `extends = "OTHER"` inherits
+    [models.NAME.train]       settings of its own
 
-Where a model's field takes one value, a list is a choice, made on the validation rows. `--set
-a.b=c` changes an entry before anything is checked. All tables are checked before anything is
-loaded or fitted.
+Where a model's field takes one value, a list is a choice, made on the validation rows. An option
+`--set a.b=c` changes an entry. All tables are checked before anything is loaded or fitted.
 """
 
 import importlib

@@ -7,8 +7,8 @@ it. For the latter, by Jensen's inequality,
     E_u log p(x + u) <= log \int p(x + u) du = log P(x),
 
 so a density of dequantised values bounds the probability of the whole numbers from below, on
-average over u. (A note on the evaluation of generative models, Theis, van den Oord & Bethge,
-2016.)
+average over u (A note on the evaluation of generative models, Theis, van den Oord & Bethge, 2016,
+https://arxiv.org/abs/1511.01844).
 
 An *invertible* step is a `torch.distributions` transform T and belongs to the model, see
 `Transformed`: the log-Jacobian brings the density back to the raw scale.

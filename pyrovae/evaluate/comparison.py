@@ -111,7 +111,8 @@ class Comparison:
         width = wide.measure(table).maximum
         Console(file=text, width=width, color_system=None).print(table)
         notes = (textwrap.fill(note, max(width, 80)) for note in self.notes())
-        return "\n".join([text.getvalue().strip("\n"), "", *notes])
+        lines = (line.rstrip() for line in text.getvalue().splitlines())
+        return "\n".join([*filter(None, lines), "", *notes])
 
     def notes(self) -> Iterator[str]:
         """What has to be known to read the table, a sentence each."""

@@ -1,20 +1,19 @@
-r"""How large is log p(x), per row, and how sure is that.
+r"""How large log p(x) is, for each row, and how sure that is.
 
 Everything here is a reduction of one quantity, the log-weight
 
     log w_k = log p(x, z_k) - log q(z_k | x),   z_k ~ q(z | x),   E[w_k] = p(x) .
 
 The estimate log p^_K = log (1/K) \sum_k w_k is, in expectation, a lower bound on log p(x) that
-rises with K, from the ELBO at
-K = 1. (Importance Weighted Autoencoders, Burda, Grosse & Salakhutdinov, 2016.) Four numbers say
-how far to trust it:
+rises with K, from the ELBO at K = 1 (Importance Weighted Autoencoders, Burda, Grosse &
+Salakhutdinov, 2016, https://arxiv.org/abs/1509.00519). Four figures say how far to trust it:
 
 * its Monte-Carlo standard error, by the delta method sd(w) / (mean(w) sqrt(K));
 * the effective sample size (\sum w)^2 / \sum w^2;
 * the Pareto k-hat of the largest weights: above min(1 - 1/log10 K, 0.7) the weights' tail is too
   heavy for the K at hand, and the standard error is too small as well (Pareto Smoothed Importance
-  Sampling, Vehtari, Simpson, Gelman, Yao & Gabry, 2024);
-* whether it is a bound at all: mixtures and linear models know log p(x).
+  Sampling, Vehtari, Simpson, Gelman, Yao & Gabry, 2024, https://arxiv.org/abs/1507.02646);
+* whether it is a bound at all: a mixture knows log p(x).
 
 No training knob is read here: the log densities are the unscaled ones, in evaluation mode, without
 gradient.
@@ -216,6 +215,12 @@ def log_likelihood(
     Raises:
         Error: rows of the wrong shape, not finite or outside the support; a latent that is not
             local.
+
+    Example:
+        >>> from pyrovae import Mixture
+        >>> result = log_likelihood(Mixture(x=(2,), family="fixed-normal"), torch.zeros(3, 2))
+        >>> result.value.shape, result.kind
+        ((3,), 'exact')
     """
     with (
         torch.no_grad(),

@@ -5,9 +5,9 @@ With a diagonal covariance
     log p(x | h) = -1/2 \sum_i ((x_i - mu_i) / sigma_i)^2 - D/2 log 2 pi - \sum_i log sigma_i .
 
 A likelihood whose scale is free has no maximum: a component that shrinks onto one data point sends
-it to infinity. (Leveraging the Exact Likelihood of Deep Latent Variable Models, Mattei & Frellsen,
-2018.) So every learned scale has a floor, a fraction of the data's standard deviation in that
-column once the family has seen data, and absolute before.
+it to infinity (Leveraging the Exact Likelihood of Deep Latent Variable Models, Mattei & Frellsen,
+2018, https://arxiv.org/abs/1802.04826). So every learned scale has a floor, a fraction of the
+data's standard deviation in that column once the family has seen data, and absolute before.
 """
 
 from typing import ClassVar

@@ -6,8 +6,8 @@ reparameterised, z = mu + sigma * eps, and as the component of a mixture, whose 
 table with one row of `h` per component.
 
 For mixtures fitted by EM a family states its sufficient statistics T(x) and the *closed-form
-M-step*: the h at which the expected statistics equal given ones, which is where sum_i r_i log
-p(x_i | h) is largest.
+M-step*: the h at which the expected statistics are the observed ones, E[T(x) | h] = mean of T. For
+an exponential family, which these are, that is where the likelihood is largest.
 """
 
 from abc import abstractmethod

@@ -1,20 +1,21 @@
 r"""The mixture model: a VAE whose latent is finite, k ~ Categorical(pi), x | k ~ p(x | h_k).
 
 The decoder is a table, one row h_k per component, and the sum over k can be done, so log p(x) is
-known and the guide is the
-exact posterior:
+known and the guide is the exact posterior:
 
     r_ik = pi_k p(x_i | h_k) / \sum_j pi_j p(x_i | h_j)                    (E-step)
     N_k = \sum_i r_ik,   pi_k = N_k / N,
     h_k = the h with E[T(x) | h] = \sum_i r_ik T(x_i) / N_k                (M-step)
 
 With the exact posterior as guide the bound is tight, and each EM iteration raises log p(x) until
-it stands still. (Maximum Likelihood from Incomplete Data via the EM Algorithm, Dempster, Laird &
-Rubin, 1977.) All that the M-step needs of the data is `Statistics`, and these add up over chunks
-of rows.
+it stands still (Maximum Likelihood from Incomplete Data via the EM Algorithm, Dempster, Laird &
+Rubin, 1977). All that the M-step needs of the data is `Statistics`, and these add up over rows.
 
-By SVI the gradient flows through the model only: Fisher's identity, d log p(x) = E_r[d log p(x,
-k)], makes the term through the guide zero in expectation, and leaving it out takes its noise away.
+By SVI the gradient flows through the model only. Fisher's identity,
+
+    d log p(x) = E_r[d log p(x, k)],
+
+says that the term through the guide is zero in expectation; leaving it out takes its noise away.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -41,8 +42,12 @@ class Mixture(Model):
     Args:
         x: the event shape of the data.
         components: how many.
-        family: p(x | k); its own name says the covariance, such as multivariate-normal for a full
-            one.
+        family: p(x | k); its name says the covariance: multivariate-normal has a full one.
+
+    Example:
+        >>> mixture = Mixture(x=(2,), components=3, family="normal")
+        >>> mixture.log_prob(Batch(torch.zeros(4, 2))).shape
+        torch.Size([4])
     """
 
     x: Shape

@@ -3,7 +3,8 @@
     log p(x) = ELBO + KL(q(z|x) || p(z|x)),      ELBO = E_q[log p(x|z)] - KL(q(z|x) || p(z))
 
 Maximising the ELBO in the parameters of both programs raises log p(x) and draws q towards the
-posterior at once. Auto-Encoding Variational Bayes (Kingma & Welling, 2014).
+posterior at once (Auto-Encoding Variational Bayes, Kingma & Welling, 2014,
+https://arxiv.org/abs/1312.6114).
 """
 
 from collections.abc import Iterable
@@ -37,6 +38,13 @@ class VAE(Model):
             samples.
         encoder: the network from x to q's parameters.
         decoder: the network from z to the likelihood's parameters.
+
+    Example:
+        >>> vae = VAE(x=(64,), z=(8,), prior="vamp", encoder=MLP(hidden=(32,)))
+        >>> vae.sample(5, seed=0).shape
+        torch.Size([5, 64])
+        >>> vae.prior
+        Vamp(components=100)
     """
 
     x: Shape
