@@ -50,7 +50,12 @@ class Batch:
         )
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Self:
-        """The batch on a device; all entries but the labels, which stay whole, take the dtype."""
+        """The batch on a device; all entries but the labels, which stay whole, take the dtype.
+
+        Raises:
+            Error: differences between rows of x that the dtype cannot hold.
+        """
+        _refuse_rounding(self.x, dtype)
         labels = self.labels if self.labels is None else self.labels.to(device)
         return replace(self.map(lambda entry: entry.to(device, dtype)), labels=labels)
 
@@ -67,6 +72,17 @@ class Batch:
 
 
 pytree.register_dataclass(Batch)
+
+
+def _refuse_rounding(x: Tensor, dtype: torch.dtype) -> None:
+    if x.dtype != torch.float64 or dtype == torch.float64 or len(x) < 2:
+        return
+    error, sd = (x - x.to(dtype)).abs().amax(0), x.std(0)
+    if len(bad := torch.nonzero((sd > 0) & (error > 1e-2 * sd))):
+        raise Error(
+            f"{dtype} is too coarse for the entries {bad[0].tolist()} of the rows, whose standard "
+            f"deviation is {sd[tuple(bad[0])]:g}: pass dtype = 'float64', or subtract their mean"
+        )
 
 
 class Rows(Protocol):

@@ -22,7 +22,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TimeRemainingColumn
 
-from pyrovae.batch import Batch, as_batch, as_rows
+from pyrovae.batch import Batch, Rows, as_batch, as_rows
 from pyrovae.data import Data
 from pyrovae.errors import Error
 from pyrovae.evaluate.likelihood import bound
@@ -143,11 +143,14 @@ def fit(
     began, method = time.perf_counter(), method or model.method
     place = destination(model, device, dtype or ("float64" if method == "em" else None))
     with seeded(seed), _bar(model.kind, progress) as bar:
-        rows, held_out = _placed(train, "train", place), _placed(validation, "validation", place)
-        model.to(*place)
+        rows = _placed(train, "train", place)
         everything = as_batch(rows)
+        held_out = None
+        if validation is not None:
+            held_out = as_batch(_placed(validation, "validation", place))
         refuse(model, everything, held_out, method, batch_size, patience)
         batch_size = batch_size or min(128, len(rows))
+        model.to(*place)
         passes: Callable[[], Iterator[Epoch]]
         if method == "em":
             passes = partial(
@@ -170,8 +173,9 @@ def fit(
                 model.start(everything)
             bar.begin(epochs * len(rows))
             history = _watch(model, passes(), held_out, method, patience, bar)
-            runs.append((history, weights(model)))
-        history, best = min(runs, key=lambda run: run[0].epochs[run[0].best].loss)
+            reached = bound(model, everything) if restarts > 1 and method == "em" else 0.0
+            runs.append((reached, history, weights(model)))
+        _, history, best = max(runs, key=lambda run: run[0])
         model.load_state_dict(best)
     if method == "em" and len(history.epochs) < epochs:
         history = replace(history, stopped="converged")
@@ -212,9 +216,9 @@ def _watch(
     return History(tuple(seen), best, stopped, seen[-1].seconds)
 
 
-def _placed(data: Any, name: str, place: Place) -> Any:
+def _placed(data: Any, name: str, place: Place) -> Rows:
     try:
-        return None if data is None else as_rows(data).to(*place)
+        return as_rows(data).to(*place)
     except Error as error:
         raise error.under(name) from None
 

@@ -26,7 +26,7 @@ from pyrovae.errors import Error
 from pyrovae.models import Model
 from pyrovae.objectives import ELBO, Objective
 from pyrovae.optim import Optim
-from pyrovae.place import in_mode
+from pyrovae.place import in_mode, unchecked
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,8 @@ class SVI(pyro.infer.SVI):  # type: ignore[misc]
         sites = sorted(capture.trace.nodes.items())
         params = list(dict.fromkeys(site["value"].unconstrained() for _, site in sites))
         self.optim(params)
-        pyro.infer.util.zero_grads(params)
+        for parameter in params:
+            parameter.grad = None
         return loss.detach()
 
 
@@ -104,16 +105,23 @@ def svi(
     optim = Optim(torch.optim.Adam, {"lr": learning_rate, "fused": True})
     engine = SVI(model.model, model.guide, optim, (objective or ELBO()).build())
     began = time.perf_counter()
+    model.zero_grad()
     for index in range(epochs):
         good = Snapshot(model, optim)
         with model.scope(), in_mode(model, True), _quiet():
-            total = _sweep(engine, rows, batch_size, advance)
+            try:
+                total = _sweep(engine, rows, batch_size, advance)
+            except (RuntimeError, ValueError) as failure:
+                good.restore()
+                if index == 0 or isinstance(failure, Error):
+                    raise
+                total = torch.tensor(torch.nan)
             if not _finite(total, *model.parameters()):
                 good.restore()
-                step, part = _culprit(model, engine, rows, batch_size)
+                where = _culprit(model, engine, rows, batch_size)
                 good.restore()
                 raise Error(
-                    f"the fit failed in epoch {index}, step {step}: {part}; "
+                    f"the fit failed in epoch {index}, {where}; "
                     "the weights are those from before the epoch"
                 )
         yield Epoch(index, total.item() / len(rows), seconds=time.perf_counter() - began)
@@ -177,7 +185,7 @@ def weights(model: Model) -> dict[str, Tensor]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without Pyro's checks and its warnings of NaN: a failed epoch is examined as a whole."""
-    with pyro.validation_enabled(False), warnings.catch_warnings():
+    with unchecked(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Encountered NaN")
         yield
 
@@ -199,16 +207,18 @@ def _finite(*tensors: Tensor) -> bool:
     return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
 
-def _culprit(model: Model, engine: SVI, rows: Rows, batch_size: int) -> tuple[int, str]:
+def _culprit(model: Model, engine: SVI, rows: Rows, batch_size: int) -> str:
     """Take the epoch's steps again, up to the first that fails: its index, and what failed."""
     for step, batch in enumerate(_batches(rows, batch_size)):
         before = Snapshot(model, engine.optim)
-        if not _finite(engine.step(batch), *model.parameters()):
+        try:
+            good = _finite(engine.step(batch), *model.parameters())
+        except (RuntimeError, ValueError) as failure:
+            return f"step {step}: {str(failure).splitlines()[0]}"
+        if not good:
             before.restore()
-            return step, _blame(model, engine, batch)
-    raise RuntimeError(
-        "a failed epoch cannot be repeated: the model draws random numbers outside torch"
-    )
+            return f"step {step}: {_blame(model, engine, batch)}"
+    return "in a step that cannot be repeated, as its random numbers are not torch's"
 
 
 def _blame(model: Model, engine: SVI, batch: Batch) -> str:

@@ -8,10 +8,13 @@ where it is not. Where KL(q || p) is known in closed form, using it in place of 
 """
 
 from abc import abstractmethod
+from typing import Any
 
 import pyro.infer
 from pydantic import PositiveInt
+from pyro.poutine.util import site_is_subsample
 
+from pyrovae.errors import Error
 from pyrovae.part import Part
 
 
@@ -57,8 +60,20 @@ class MeanFieldELBO(Objective):
     particles: PositiveInt = 1
 
     def build(self) -> pyro.infer.ELBO:
-        return pyro.infer.TraceMeanField_ELBO(
+        return _Reparameterised(
             num_particles=self.particles,
             vectorize_particles=self.particles > 1,
             max_plate_nesting=1,
         )
+
+
+class _Reparameterised(pyro.infer.TraceMeanField_ELBO):  # type: ignore[misc]
+    """Pyro's estimator, which has no gradient for draws that are not reparameterised."""
+
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
+        traces = super()._get_trace(model, guide, args, kwargs)
+        for name, site in traces[1].nodes.items():
+            latent = site["type"] == "sample" and not site_is_subsample(site)
+            if latent and not site["fn"].has_rsample and site["log_prob"].requires_grad:
+                raise Error(f"mean-field-elbo has no gradient through '{name}': use elbo")
+        return traces

@@ -4,8 +4,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
 
+import pyro
 import torch
 from torch import nn
+from torch.distributions import Distribution
 
 from pyrovae.errors import Error
 
@@ -36,14 +38,14 @@ def placed(
 ) -> Iterator[Place]:
     """The model on a device in a precision; afterwards its tensors are the ones that they were."""
     place = destination(model, device, dtype)
-    data = [(parameter, parameter.data) for parameter in model.parameters()]
+    data = [(p, p.data, p.grad) for p in model.parameters()]
     buffers = [(module, dict(module._buffers)) for module in model.modules()]
     try:
         model.to(*place)
         yield place
     finally:
-        for parameter, tensor in data:
-            parameter.data = tensor
+        for parameter, tensor, gradient in data:
+            parameter.data, parameter.grad = tensor, gradient
         for module, own in buffers:
             module._buffers.update(own)
 
@@ -65,5 +67,18 @@ def seeded(seed: int) -> Iterator[None]:
     """Random numbers from this seed; afterwards the generators go on as if none had been drawn."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
+        if devices:
+            torch.cuda.manual_seed_all(seed)
         yield
+
+
+@contextmanager
+def unchecked() -> Iterator[None]:
+    """Without the checks of Pyro and torch's distributions, for speed and for examining NaN."""
+    checks = Distribution._validate_args
+    try:
+        with pyro.validation_enabled(False):
+            yield
+    finally:
+        Distribution.set_default_validate_args(checks)

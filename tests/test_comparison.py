@@ -111,3 +111,10 @@ def test_what_is_asked_for_by_a_wrong_name_is_an_error(models):
         comparison["narow"]
     with pytest.raises(ValueError, match="pass a dictionary, name to model"):
         compare(list(models.values()), rows(20))
+
+
+def test_candidates_of_different_kinds_are_refused():
+    x = (rows(50) > 0).float()
+    pair = [VAE(x=(3,), z=(1,), likelihood=kind) for kind in ("bernoulli", "shared-normal")]
+    with pytest.raises(ValueError, match="'candidate 1' and 'candidate 2' cannot be compared"):
+        select(pair, x)

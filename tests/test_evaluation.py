@@ -10,7 +10,7 @@ import pytest
 import torch
 from pyro import poutine
 
-from pyrovae import VAE, Mixture, Pair, fit, log_likelihood, log_weights
+from pyrovae import VAE, Mixture, Pair, Transformed, fit, log_likelihood, log_weights
 from pyrovae.evaluate import likelihood
 
 X = torch.bernoulli(torch.full((40, 6), 0.4))
@@ -156,3 +156,61 @@ def test_ten_thousand_particles_on_ten_thousand_rows_stay_under_two_gib():
     )
     kib = int(printed.stdout)
     assert kib < 2 * 2**20, f"{kib / 2**20:.2f} GiB"
+
+
+@pytest.mark.parametrize("particles", [21, 22, 23, 24, 25, 26])
+def test_khat_begins_where_there_are_enough_draws(particles):
+    khat = log_likelihood(vae(), X[:3], particles=particles).khat
+    assert np.isnan(khat).all() == (particles < 25)
+
+
+@pytest.mark.parametrize(
+    ("log_w", "expected"),
+    [
+        (np.zeros(100), -np.inf),
+        (500 * np.random.default_rng(0).normal(size=1000), np.inf),
+        (np.r_[np.full(99, -1e5), 0.0], np.inf),
+        (np.r_[np.full(90, 0.0), np.full(10, 1.0)], np.nan),
+    ],
+)
+def test_khat_says_when_weights_are_as_bad_as_can_be(log_w, expected):
+    khat = likelihood.reduce(log_w[:, None])[3]
+    assert np.array_equal(khat, [expected], equal_nan=True)
+
+
+def test_one_impossible_draw_does_not_hide_a_row():
+    log_w = np.random.default_rng(0).normal(size=(500, 1))
+    log_w[3] = -np.inf
+    assert np.isfinite(likelihood.reduce(log_w)[3]).all()
+
+
+def test_an_exact_model_that_is_broken_says_so():
+    model = Mixture(x=(6,), components=2, family="bernoulli")
+    model.h.data[:] = torch.nan
+    with pyro.validation_enabled(False), pytest.raises(ValueError, match="row 0 is not a number"):
+        log_likelihood(model, X)
+
+
+def test_rows_that_need_more_digits_are_refused_or_taken():
+    x = 1.6e9 + torch.randn(200, 1, dtype=torch.float64)
+    model = Transformed(
+        base=VAE(x=(1,), z=(1,), likelihood="shared-normal"), transform="standardize"
+    )
+    with pytest.raises(ValueError, match=r"torch.float32 is too coarse for the entries \[0\]"):
+        fit(model, x)
+    fit(model, x, epochs=2, dtype="float64")
+    assert model.transform.scale.item() == pytest.approx(1, abs=0.2)
+
+
+def test_gradients_and_validation_are_as_they_were():
+    model = vae()
+    fit(model, X, epochs=1)
+    gradients = [p.grad for p in model.parameters()]
+    log_likelihood(model, X, particles=3, dtype="float64")
+    assert [p.grad for p in model.parameters()] == gradients
+    torch.distributions.Distribution.set_default_validate_args(False)
+    try:
+        log_likelihood(model, X, particles=3)
+        assert not torch.distributions.Distribution._validate_args
+    finally:
+        torch.distributions.Distribution.set_default_validate_args(True)

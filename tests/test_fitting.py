@@ -14,6 +14,7 @@ from pyrovae import (
     VAE,
     Batch,
     Mixture,
+    Pair,
     compare,
     fit,
     latents,
@@ -365,3 +366,35 @@ def test_a_model_is_saved_and_opened_from_python(tmp_path):
     with pytest.raises(ValueError, match="exists: name another folder"):
         save(model, tmp_path / "mine")
     save(vae(1), tmp_path / "mine", force=True)
+
+
+def test_a_discrete_guide_has_no_mean_field_bound():
+    def model(x):
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", pyro.distributions.Bernoulli(0.5))
+            shift = pyro.param("shift", torch.tensor(1.0))
+            normal = pyro.distributions.Normal((z * shift)[..., None], 1.0)
+            pyro.sample("x", normal.to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x), dim=-1):
+            logit = pyro.param("logit", torch.tensor(0.0))
+            pyro.sample("z", pyro.distributions.Bernoulli(logits=logit * x[:, 0]))
+
+    pair = Pair(model=model, guide=guide)
+    with pytest.raises(ValueError, match="mean-field-elbo has no gradient through 'z': use elbo"):
+        fit(pair, torch.randn(50, 1), objective="mean-field-elbo")
+    fit(pair, torch.randn(50, 1), epochs=2)
+
+
+def test_divergence_of_a_discrete_model_is_a_fit_error():
+    mixture, x = Mixture(x=(2,), components=3, family="normal"), torch.randn(300, 2)
+    with pytest.raises(FitError, match=r"the fit failed in epoch \d, step \d"):
+        fit(mixture, x, method="svi", learning_rate=1e30, epochs=5, batch_size=300)
+    assert all(p.isfinite().all() for p in mixture.parameters())
+
+
+def test_noisy_rows_can_judge():
+    data = load("digits", transforms=({"kind": "binarize", "stochastic": True},), flatten=True)
+    history = fit(vae(), data.train, data.train, epochs=1)
+    assert history.epochs[0].validation < 0

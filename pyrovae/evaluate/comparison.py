@@ -145,6 +145,7 @@ def select(
         raise Error("there is no candidate to choose from")
     if validation is None:
         raise Error("a choice among candidates is made on validation rows: pass validation")
+    refuse_incomparable({f"candidate {i + 1}": model for i, model in enumerate(candidates)})
     means = [
         log_likelihood(model, validation, particles=particles, seed=seed).mean
         for model in candidates

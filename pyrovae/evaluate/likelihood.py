@@ -39,7 +39,7 @@ from pyrovae.batch import Batch, as_batch
 from pyrovae.errors import Error
 from pyrovae.models import Model
 from pyrovae.part import validated
-from pyrovae.place import destination, in_mode, placed, seeded
+from pyrovae.place import destination, in_mode, placed, seeded, unchecked
 
 Array = NDArray[np.float64]
 BLOCK = 4096
@@ -67,18 +67,35 @@ def _traces(
     model: Model, batch: Batch, plate: AbstractContextManager[Any]
 ) -> tuple[poutine.Trace, poutine.Trace]:
     """The guide's run inside a plate, and the model's on the same latents."""
-    with model.scope(), pyro.validation_enabled(False):
+    with model.scope(), unchecked():
         with plate:
             guide = poutine.trace(model.guide).get_trace(batch)
         with plate:
-            return guide, poutine.trace(poutine.replay(model.model, trace=guide)).get_trace(batch)
+            joint = poutine.trace(poutine.replay(model.model, trace=guide)).get_trace(batch)
+    drawn, scored = _latents(guide), _latents(joint)
+    if drawn != scored:
+        raise Error(
+            f"the latents of model and guide differ ({', '.join(sorted(drawn ^ scored))}): "
+            "log p(x) needs each in both"
+        )
+    return guide, joint
+
+
+def _latents(trace: poutine.Trace) -> set[str]:
+    return {
+        name
+        for name, site in _sites(trace)
+        if not site["is_observed"] and not site["infer"].get("is_auxiliary")
+    }
 
 
 def _sites(trace: poutine.Trace) -> Iterator[tuple[str, Any]]:
     return (
         (name, site)
         for name, site in trace.nodes.items()
-        if site["type"] == "sample" and not site_is_subsample(site)
+        if site["type"] == "sample"
+        and not site_is_subsample(site)
+        and not site["infer"].get("_deterministic")
     )
 
 
@@ -243,6 +260,8 @@ def log_likelihood(
 
 def _exact(log_prob: Tensor, dimensions: int) -> LogLikelihood:
     value = log_prob.double().cpu().numpy()
+    if len(bad := np.flatnonzero(np.isnan(value))):
+        raise Error(f"log p(x) of row {bad[0]} is not a number")
     none = np.zeros_like(value)
     return LogLikelihood(
         value, none, none + 1, none - np.inf, value, particles=1, exact=True, dimensions=dimensions
@@ -273,16 +292,25 @@ def reduce(log_w: Array) -> tuple[Array, Array, Array, Array, Array]:
 
 
 def _khat(log_w: Array) -> float:
-    """The Pareto k-hat; NaN with too few draws for a tail, -infinity for a tail of one value."""
+    """The Pareto k-hat, from the exceedances of the largest weights over the next one.
+
+    It is -infinity where they are all equal, infinity where a few outweigh the rest beyond the
+    reach of floating-point numbers, NaN where they are too few or tied.
+    """
     from arviz_stats.base import array_stats
 
-    tail = int(np.ceil(min(0.2 * len(log_w), 3 * math.sqrt(len(log_w)))))
-    if tail < 5 or not np.isfinite(log_w).all():
+    tail = int(min(0.2 * len(log_w), 3 * math.sqrt(len(log_w))))
+    if tail < 5:
         return math.nan
-    largest = np.partition(log_w, -tail)[-tail:]
-    if np.ptp(largest) < 1e-9:
+    cutoff, *largest = np.sort(log_w)[-tail - 1 :] - log_w.max()
+    if largest[-1] - largest[0] < 1e-9:
         return -math.inf
-    return float(array_stats.psislw(-log_w)[1])
+    quartile = largest[int(tail / 4 + 0.5) - 1]
+    if quartile < -700:
+        return math.inf
+    if np.exp(quartile) == np.exp(cutoff):
+        return math.nan
+    return float(array_stats.psislw(-np.maximum(log_w, log_w.max() - 1e4))[1])
 
 
 def latents(model: Model, data: Any, particles: int = 1, seed: int = 0) -> dict[str, Tensor]:

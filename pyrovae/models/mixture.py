@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.distributions.constraints import Constraint
 
 from pyrovae.batch import Batch, as_batch
+from pyrovae.errors import Error
 from pyrovae.families import Bernoulli, Family, MultivariateNormal
 from pyrovae.models.model import Model, Statistics, Tag
 from pyrovae.part import Shape
@@ -89,6 +90,8 @@ class Mixture(Model):
     def maximize(self, statistics: Statistics) -> None:
         """The M-step. A component that no row belongs to keeps its h."""
         n = statistics.n
+        if not statistics.t.isfinite().all():
+            raise Error("sums over the rows overflow: scale the data, or use dtype = 'float64'")
         mine = n > 1e-6
         self.h[mine] = self.family.maximize(statistics.t[mine] / n[mine, None])
         self.logits.copy_(n.clamp(min=torch.finfo(n.dtype).tiny).log() - n.sum().log())

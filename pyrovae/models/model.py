@@ -14,13 +14,14 @@ from typing import Any, Literal
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions import Unit
 from torch import Tensor
 from torch.distributions.constraints import Constraint
 
 from pyrovae.batch import Batch
 from pyrovae.errors import Error
 from pyrovae.part import Part
-from pyrovae.place import destination, in_mode, seeded
+from pyrovae.place import destination, in_mode, seeded, unchecked
 
 
 @dataclass(frozen=True)
@@ -140,13 +141,9 @@ class Model(Part):
         device, dtype = destination(self)
         blank = Batch(torch.zeros(rows, *self.event, device=device, dtype=dtype))
         random = nullcontext() if seed is None else seeded(seed)
-        with self.scope(), in_mode(self, False), random, pyro.validation_enabled(False):
+        with self.scope(), in_mode(self, False), random, unchecked():
             trace = poutine.trace(poutine.uncondition(self.model)).get_trace(blank)
-        return next(
-            site["value"]
-            for site in trace.nodes.values()
-            if site.get("infer", {}).get("was_observed")
-        )
+        return observed(trace)[-1]["value"]
 
     def check(self, batch: Batch) -> None:
         """Refuse rows that the model cannot have generated.
@@ -164,13 +161,14 @@ class Model(Part):
             raise Error(
                 f"{len(bad)} of {len(x)} rows hold NaN or infinite values, first {bad[0].item()}"
             )
-        outside = ~self.support.check(flat)
-        if len(bad := torch.nonzero(outside)):
-            row, column = bad[0].tolist()
+        inside = self.support.check(x)
+        if not inside.all():
+            row, *entry = torch.nonzero(~inside)[0].tolist()
+            outside = (~inside.reshape(len(x), -1).all(-1)).sum()
             raise Error(
-                f"{outside.any(-1).sum()} of {len(x)} rows are outside the support, such as "
-                f"row {row} with the value {flat[row, column]:g}: {self.takes}; transform "
-                "the data or choose another likelihood"
+                f"{outside} of {len(x)} rows are outside the support, such as row {row} with the "
+                f"value {x[(row, *entry)].tolist()}: {self.takes}; transform the data or choose "
+                "another likelihood"
             )
 
     @property
@@ -187,3 +185,15 @@ class Model(Part):
     def parameter_count(self) -> int:
         """The number of parameters that are trained."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
+
+
+def observed(trace: poutine.Trace) -> list[Any]:
+    """The sites of a trace that hold data; deterministic sites and factors do not."""
+    return [
+        site
+        for site in trace.nodes.values()
+        if site["type"] == "sample"
+        and (site["is_observed"] or site["infer"].get("was_observed"))
+        and not site["infer"].get("_deterministic")
+        and not isinstance(site["fn"], Unit)
+    ]

@@ -6,9 +6,10 @@ and every call runs inside it: two pairs never meet, and nothing is lost when a 
 saved, moved and counted like every other model.
 """
 
+import inspect
 import sys
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import pyro
@@ -23,9 +24,9 @@ from torch.distributions.constraints import Constraint
 
 from pyrovae.batch import Batch, as_batch
 from pyrovae.errors import Error
-from pyrovae.models.model import Model, Tag
+from pyrovae.models.model import Model, Tag, observed
 from pyrovae.part import Shape
-from pyrovae.place import seeded
+from pyrovae.place import destination, seeded, unchecked
 
 
 class Program:
@@ -82,6 +83,9 @@ Function = Annotated[
 class Pair(Model):
     """A plain Pyro model and guide, with local latents in a plate at dimension -1.
 
+    Modules that the functions refer to directly are part of the pair. The plate has the size of
+    the rows it is given: `fit` makes the mini-batches.
+
     Args:
         model: p(x, z); takes the rows x, `(rows, *x)`, and observes them.
         guide: q(z | x); takes the same arguments.
@@ -95,57 +99,61 @@ class Pair(Model):
     def setup(self) -> None:
         self.state: StateDict = {"params": {}, "constraints": {}}
         self.observed: Constraint | None = None
-        for name, program in (("p", self.model), ("q", self.guide)):
-            function = program.function if isinstance(program, Program) else program
-            owner = getattr(function, "__self__", function)
-            if isinstance(owner, nn.Module):
-                setattr(self, name, owner)
+        for program in (self.model, self.guide):
+            for name, module in _modules(program):
+                self.add_module(f"module:{name}", module)
 
     def start(self, batch: Batch) -> None:
         """Run both programs once, so that every parameter and the observed site are known.
 
-        They run as they would without this package, on the CPU in the default precision; the
-        parameters then move to where the batch is.
+        They run as they would without this package, where and in the precision that their modules
+        are; the parameters then move to where the batch is.
         """
         if self.observed is not None:
             return
         self.x = self.x or tuple(batch.x.shape[1:])
-        plain = batch.to(torch.device("cpu"), torch.get_default_dtype())
-        with self.scope(), pyro.validation_enabled(False):
+        plain = batch.to(*destination(self))
+        with self.scope(), unchecked():
             guide = poutine.trace(self.guide).get_trace(plain)
-            model = poutine.trace(poutine.replay(self.model, trace=guide)).get_trace(plain)
-        sites = [model.nodes[name]["fn"] for name in model.observation_nodes]
+            trace = poutine.trace(poutine.replay(self.model, trace=guide)).get_trace(plain)
+        sites = observed(trace)
         if not sites:
             raise Error("the model observes nothing: give its data to a sample statement as obs")
-        self.observed = getattr(sites[-1].support, "base_constraint", sites[-1].support)
-        self._adopt()
+        support = sites[-1]["fn"].support
+        self.observed = _of_every_row(getattr(support, "base_constraint", support))
         self.to(batch.x.device, batch.x.dtype)
-
-    def _adopt(self) -> None:
-        """Make the tensors of the store parameters of this module as well."""
-        mine = set(self.parameters())
-        for name, tensor in self.state["params"].items():
-            parameter = (
-                tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor.detach())
-            )
-            self.state["params"][name] = parameter
-            if parameter not in mine:
-                self.register_parameter(name.replace(".", "/"), parameter)
 
     def check(self, batch: Batch) -> None:
         self.start(batch)
         super().check(batch)
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+    @contextmanager
+    def scope(self) -> Iterator[None]:
+        try:
+            with pyro.get_param_store().scope(self.state):
+                yield
+        finally:
+            self._adopt()
+
+    def _adopt(self) -> None:
+        """Make the tensors of the store parameters of this module as well."""
+        mine = set(self.parameters())
+        for name, tensor in self.state["params"].items():
+            if tensor not in mine:
+                if not isinstance(tensor, nn.Parameter):
+                    tensor = nn.Parameter(tensor.detach().clone())
+                self.state["params"][name] = tensor
+                self.register_parameter(f"param:{name}".replace(".", "/"), tensor)
+
+    def _load_from_state_dict(self, state: Any, prefix: str, *args: Any) -> None:
         """Take saved weights; a new pair first runs on a blank row, to know its parameters."""
         if self.observed is None:
-            dtype = next(iter(state_dict.values())).dtype
             with seeded(0):
+                dtype = next(
+                    tensor.dtype for name, tensor in state.items() if name.startswith(prefix)
+                )
                 self.start(Batch(torch.zeros(1, *self.event, dtype=dtype)))
-        return super().load_state_dict(state_dict, *args, **kwargs)
-
-    def scope(self) -> AbstractContextManager[Any]:
-        return pyro.get_param_store().scope(self.state)
+        super()._load_from_state_dict(state, prefix, *args)
 
     @classmethod
     def examples(cls) -> Iterable["Pair"]:
@@ -168,6 +176,27 @@ class Pair(Model):
         if self.observed is None:
             raise Error("the pair has seen no data yet: fit it, or call start with some rows")
         return self.observed
+
+
+def _modules(program: Any) -> Iterator[tuple[str, nn.Module]]:
+    """The modules that a program is a method of, or refers to by a name of its own or a global."""
+    function = program.function
+    owner = getattr(function, "__self__", function)
+    if isinstance(owner, nn.Module):
+        yield type(owner).__name__, owner
+    if inspect.isfunction(function):
+        seen = inspect.getclosurevars(function)
+        for name, value in (*seen.nonlocals.items(), *seen.globals.items()):
+            if isinstance(value, nn.Module):
+                yield name, value
+
+
+def _of_every_row(support: Constraint) -> Constraint:
+    """The support, where it is the same for all rows; otherwise it is not checked."""
+    bounds = (value for value in vars(support).values() if isinstance(value, Tensor))
+    if all(value.ndim == 0 for value in bounds):
+        return support
+    return constraints.nonnegative_integer if support.is_discrete else constraints.real
 
 
 def _factors(x: Tensor) -> Tensor:

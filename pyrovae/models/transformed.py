@@ -131,9 +131,18 @@ class _Raw(Messenger):  # type: ignore[misc]
 
     def __init__(self, transform: Transform, x: Tensor, y: Tensor) -> None:
         super().__init__()
-        self.inverse, self.x, self.y = transform.bijection().inv, x, y
+        self.inverse, self.x, self.y, self.met = transform.bijection().inv, x, y, 0
 
     def _pyro_sample(self, message: dict[str, Any]) -> None:
         if message["value"] is self.y:
+            self.met += 1
             message["fn"] = dist.TransformedDistribution(message["fn"], [self.inverse])
             message["value"] = self.x
+
+    def __exit__(self, kind: Any, value: Any, traceback: Any) -> None:
+        super().__exit__(kind, value, traceback)
+        if kind is None and self.met != 1:
+            raise Error(
+                f"{self.met} sites observe the rows as they are given; behind a transform one has "
+                "to: write obs = x"
+            )
