@@ -12,15 +12,11 @@ were before.
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TimeRemainingColumn
 
 from pyrovae.batch import Batch, Rows, as_batch, as_rows
 from pyrovae.data import Data
@@ -31,6 +27,7 @@ from pyrovae.models import Model
 from pyrovae.objectives import ELBO, Objective
 from pyrovae.part import validated
 from pyrovae.place import Place, destination, seeded
+from pyrovae.progress import Bar, progress_bar
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -142,7 +139,7 @@ def fit(
         train, validation = train.rows_of(model, "train", "validation")
     began, method = time.perf_counter(), method or model.method
     place = destination(model, device, dtype or ("float64" if method == "em" else None))
-    with seeded(seed), _bar(model.kind, progress) as bar:
+    with seeded(seed), progress_bar(model.kind, progress) as bar:
         rows = _placed(train, "train", place)
         everything = as_batch(rows)
         held_out = None
@@ -151,14 +148,13 @@ def fit(
         refuse(model, everything, held_out, method, batch_size, patience)
         batch_size = batch_size or min(128, len(rows))
         model.to(*place)
-        passes: Callable[[], Iterator[Epoch]]
         if method == "em":
-            passes = partial(
-                em, model, everything, epochs=epochs, tolerance=tolerance, advance=bar.advance
-            )
+            history = _fit_em(model, everything, held_out, bar, epochs, tolerance, restarts, start)
         else:
-            passes = partial(
-                svi,
+            if start:
+                model.start(everything)
+            bar.begin(epochs * len(rows))
+            passes = svi(
                 model,
                 rows,
                 objective=objective,
@@ -167,53 +163,76 @@ def fit(
                 learning_rate=learning_rate,
                 advance=bar.advance,
             )
-        runs = []
-        for _ in range(restarts if start and method == "em" else 1):
-            if start:
-                model.start(everything)
-            bar.begin(epochs * len(rows))
-            history = _watch(model, passes(), held_out, method, patience, bar)
-            reached = bound(model, everything) if restarts > 1 and method == "em" else 0.0
-            runs.append((reached, history, weights(model)))
-        _, history, best = max(runs, key=lambda run: run[0])
-        model.load_state_dict(best)
-    if method == "em" and len(history.epochs) < epochs:
-        history = replace(history, stopped="converged")
+            history = _fit_svi(model, passes, held_out, bar, patience)
     return replace(history, seconds=time.perf_counter() - began)
 
 
-def _watch(
-    model: Model,
-    passes: Iterator[Epoch],
-    held_out: Batch | None,
-    method: str,
-    patience: int | None,
-    bar: "Bar",
+def _fit_svi(
+    model: Model, passes: Iterator[Epoch], held_out: Batch | None, bar: Bar, patience: int | None
 ) -> History:
-    """Run the epochs; SVI with validation rows ends at the weights of its best one."""
+    """Run the epochs, and end at the weights that were best on validation rows, if there are."""
     seen: list[Epoch] = []
-    best, highest, kept, stopped = 0, -math.inf, None, "finished"
+    best, kept, stopped = 0, None, "finished"
+    try:
+        for epoch in _judged(passes, model, held_out, bar, seen):
+            best = max(range(len(seen)), key=lambda index: _rank(seen[index]))
+            if best == epoch.index and held_out is not None:
+                kept = weights(model)
+            elif patience and epoch.index - best >= patience:
+                stopped = "early stopping"
+                break
+    except FitError as error:
+        raise FitError(str(error), History(tuple(seen), best, "failed", 0.0)) from None
+    finally:
+        if kept:
+            model.load_state_dict(kept)
+    return History(tuple(seen), best, stopped, 0.0)
+
+
+def _rank(epoch: Epoch) -> tuple[float, int]:
+    """What makes one epoch better than another: a higher validation bound, else being later."""
+    value = epoch.validation
+    return (-math.inf, epoch.index) if math.isnan(value) else (value, -epoch.index)
+
+
+def _fit_em(
+    model: Model,
+    batch: Batch,
+    held_out: Batch | None,
+    bar: Bar,
+    epochs: int,
+    tolerance: float,
+    restarts: int,
+    start: bool,
+) -> History:
+    """Run the iterations from each start, and end at the weights of the highest likelihood."""
+    runs = []
+    for _ in range(restarts if start else 1):
+        if start:
+            model.start(batch)
+        bar.begin(epochs * len(batch))
+        passes = em(model, batch, epochs=epochs, tolerance=tolerance, advance=bar.advance)
+        seen = list(_judged(passes, model, held_out, bar, []))
+        runs.append((bound(model, batch), seen, weights(model)))
+    _, seen, best = max(runs, key=lambda run: run[0])
+    model.load_state_dict(best)
+    stopped = "converged" if len(seen) < epochs else "finished"
+    return History(tuple(seen), seen[-1].index, stopped, 0.0)
+
+
+def _judged(
+    passes: Iterator[Epoch], model: Model, held_out: Batch | None, bar: Bar, seen: list[Epoch]
+) -> Iterator[Epoch]:
+    """The epochs with the bound on validation rows, kept in `seen`."""
     try:
         for epoch in passes:
             value = math.nan if held_out is None else bound(model, held_out)
             seen.append(replace(epoch, validation=value))
-            bar.show(seen[-1])
-            if method == "em" or held_out is None:
-                best = epoch.index
-            elif kept is None or value > highest:
-                best, kept = epoch.index, weights(model)
-                highest = -math.inf if math.isnan(value) else value
-            elif patience and epoch.index - best >= patience:
-                stopped = "early stopping"
-                break
+            bar.show(epoch.loss)
+            yield seen[-1]
     except Error as error:
-        raise FitError(
-            str(error), History(tuple(seen), best, "failed", seen[-1].seconds if seen else 0.0)
-        ) from None
-    finally:
-        if kept:
-            model.load_state_dict(kept)
-    return History(tuple(seen), best, stopped, seen[-1].seconds)
+        history = History(tuple(seen), max(len(seen) - 1, 0), "failed", 0.0)
+        raise FitError(str(error), history) from None
 
 
 def _placed(data: Any, name: str, place: Place) -> Rows:
@@ -265,46 +284,3 @@ def check_rows(model: Model, batch: Batch, name: str) -> None:
         model.check(batch)
     except Error as error:
         raise error.under(name) from None
-
-
-class Bar:
-    """Progress with loss, speed and time left."""
-
-    def __init__(self, progress: Progress, title: str) -> None:
-        self.progress = progress
-        self.task = progress.add_task(title, loss="", speed="", total=None)
-        self.rows, self.began = 0, time.perf_counter()
-
-    def begin(self, total: int) -> None:
-        """A fit over `total` rows, all epochs counted."""
-        self.rows, self.began = 0, time.perf_counter()
-        self.progress.reset(self.task, total=total)
-
-    def advance(self, rows: int) -> None:
-        """So many rows more are done."""
-        self.rows += rows
-        self.progress.advance(self.task, rows)
-
-    def show(self, epoch: Epoch) -> None:
-        """An epoch ended."""
-        speed = self.rows / (time.perf_counter() - self.began)
-        self.progress.update(
-            self.task, loss=f"loss {epoch.loss:.2f}", speed=f"{speed:,.0f} rows/s"
-        )
-
-
-@contextmanager
-def _bar(title: str, wanted: bool) -> Iterator[Bar]:
-    """A progress bar on the standard error stream, silent where that is no terminal."""
-    console = Console(stderr=True)
-    with Progress(
-        "{task.description}",
-        "{task.fields[loss]}",
-        "{task.fields[speed]}",
-        BarColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not (wanted and console.is_terminal),
-    ) as progress:
-        yield Bar(progress, title)

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "pyrovae"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
-    ("errors", "place", "plots"),
+    ("errors", "place", "plots", "progress"),
     ("part", "batch"),
     ("transforms", "priors", "networks"),
     ("families",),

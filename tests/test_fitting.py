@@ -294,7 +294,7 @@ def test_progress_is_silent_without_a_terminal(capfd):
 def test_progress_shows_loss_and_speed_in_a_terminal(monkeypatch):
     screen = io.StringIO()
     terminal = Console(file=screen, force_terminal=True, width=100)
-    monkeypatch.setattr("pyrovae.fitting.Console", lambda stderr: terminal)
+    monkeypatch.setattr("pyrovae.progress.Console", lambda stderr: terminal)
     fit(vae(), X, epochs=5, batch_size=50)
     assert "loss" in screen.getvalue()
     assert "rows/s" in screen.getvalue()
