@@ -113,16 +113,19 @@ def plan(spec: Spec, data: Data) -> dict[str, Plan]:
             validation rows, models that cannot be compared.
     """
     built = {name: _candidates(spec, name, data) for name in spec.models}
-    refuse_incomparable(
-        {f"{name} {label}".strip(): m for name in built for label, m in built[name]}
-    )
+    refuse_incomparable(_named(built))
     plans = {}
     for name, models in built.items():
         if len(models) > 1 and data.validation is None:
             raise Error("a choice is made on validation rows: data.validation is 0", _path(name))
         accepted = [(label, _accepted(spec, name, model, data)) for label, model in models]
         plans[name] = Plan(name, spec.table(name), accepted, data)
+    refuse_incomparable(_named({name: item.models for name, item in plans.items()}))
     return plans
+
+
+def _named(models: dict[str, list[tuple[str, Model]]]) -> dict[str, Model]:
+    return {f"{name} {label}".strip(): m for name, list_ in models.items() for label, m in list_}
 
 
 def _path(name: str) -> str:

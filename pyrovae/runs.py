@@ -174,7 +174,7 @@ def open_run(folder: Path | str) -> Run:
             model = Model.from_spec(spec.get("model"), "model")
     except Error as error:
         modules = ", ".join(spec.get("import", []))
-        hint = f" The run uses parts from {modules}: pass --import for each." if modules else ""
+        hint = f"; the run uses parts from {modules}: pass --import for each" if modules else ""
         raise Error(f"{error}{hint}", str(folder / "spec.toml")) from None
     try:
         model.load_state_dict(_tensors(folder / "weights.safetensors", model))

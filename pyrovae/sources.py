@@ -9,6 +9,7 @@ import csv
 import gzip
 import io
 import struct
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -199,7 +200,8 @@ def _openml() -> Table:
     from sklearn.datasets import fetch_openml
 
     try:
-        x = fetch_openml("mnist_784", version=1, as_frame=False, parser="liac-arff").data
+        with warnings.catch_warnings(action="ignore"):
+            x = fetch_openml("mnist_784", version=1, as_frame=False, parser="liac-arff").data
     except Exception as failure:
         raise Error(
             f"mnist could not be fetched from OpenML ({failure}): "

@@ -9,6 +9,7 @@ density of real numbers are not, and no constant turns one into the other.
 """
 
 import io
+import itertools
 import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -196,6 +197,7 @@ def compare(
     for name, model in finalists.items():
         rows = test.rows_of(model, "test")[0] if isinstance(test, Data) else test
         results[name] = log_likelihood(model, rows, particles=particles, seed=seed)
+    refuse_incomparable(finalists)
     return ranked(finalists, results, seconds or {}, chosen)
 
 
@@ -217,18 +219,17 @@ def ranked(
 
 
 def refuse_incomparable(models: Mapping[str, Model]) -> None:
-    """Refuse models whose numbers are of different kinds.
+    """Refuse models whose numbers are of different kinds, as far as the kinds are known.
 
     Raises:
         Error: naming two models and what each one's number is.
     """
-    first, *others = models
-    for other in others:
-        a, b = models[first].tag, models[other].tag
-        if a != b:
+    tags = {name: model.tag for name, model in models.items() if model.tag.measure != "unknown"}
+    for (a, one), (b, other) in itertools.pairwise(tags.items()):
+        if one != other:
             raise Error(
-                f"'{first}' and '{other}' cannot be compared: "
-                f"log p(x) of the one is {a}, of the other {b}"
+                f"'{a}' and '{b}' cannot be compared: "
+                f"log p(x) of the one is {one}, of the other {other}"
             )
 
 

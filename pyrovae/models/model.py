@@ -29,7 +29,8 @@ class Tag:
     """What kind of number log p is; only numbers with equal tags can be compared.
 
     Args:
-        measure: `counting` for a probability, `lebesgue` for a density.
+        measure: `counting` for a probability, `lebesgue` for a density, `unknown` for a pair that
+            has seen no data.
         given: what the number is conditioned on, empty for p(x).
     """
 
