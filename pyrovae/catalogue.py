@@ -8,12 +8,9 @@ from rich.table import Table
 import pyrovae.models
 import pyrovae.objectives  # noqa: F401
 from pyrovae.errors import Error
-from pyrovae.part import Part, encode, json_schema, known_roles, unknown
+from pyrovae.part import Part, encode, json_schema, roles, unknown
 
-
-def roles() -> dict[str, type[Part]]:
-    """Every role by its name in lower case, its members loaded."""
-    return known_roles()
+__all__ = ["catalogue", "fields", "roles"]
 
 
 def catalogue(role: str | None = None) -> Group:

@@ -24,6 +24,7 @@ from pyrovae.errors import Error
 from pyrovae.evaluate.likelihood import bound
 from pyrovae.inference import Epoch, em, svi, weights
 from pyrovae.models import Model
+from pyrovae.models.model import require_model
 from pyrovae.objectives import ELBO, Objective
 from pyrovae.part import validated
 from pyrovae.place import Place, destination, seeded
@@ -135,6 +136,7 @@ def fit(
         >>> fit(Mixture(x=(1,), components=2), rows).stopped
         'converged'
     """
+    require_model(model)
     if isinstance(train, Data):
         train, validation = train.rows_of(model, "train", "validation")
     began, method = time.perf_counter(), method or model.method

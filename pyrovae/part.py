@@ -118,13 +118,12 @@ class Part(nn.Module, ABC):
             spec = {"kind": spec}
         role, known = cls.__name__.lower(), cls.members
         if not isinstance(spec, Mapping):
-            raise Error(f"should be a {role}: a kind or a table with one, got {spec!r}", path)
+            got = f"the class {spec.__name__}" if isinstance(spec, type) else repr(spec)
+            raise Error(f"should be a {role}: a part, a kind or a table, got {got}", path)
         if "kind" not in spec:
             raise Error(f"the table has no 'kind'. Known: {', '.join(sorted(known))}.", path)
-        kind, values = (
-            spec["kind"],
-            {name: value for name, value in spec.items() if name != "kind"},
-        )
+        kind = spec["kind"]
+        values = {name: value for name, value in spec.items() if name != "kind"}
         if not isinstance(kind, str) or kind not in known:
             raise Error(unknown(role, kind, known), path)
         try:
@@ -168,7 +167,7 @@ class Part(nn.Module, ABC):
         return {"role": cls.__name__}
 
 
-def known_roles() -> dict[str, type[Part]]:
+def roles() -> dict[str, type[Part]]:
     """Every role by its name in lower case."""
     return {role.__name__.lower(): role for role in Part.__subclasses__()}
 
@@ -267,7 +266,7 @@ def _declared(cls: type[Part]) -> dict[str, Any]:
     fields = {name: (hint, _default(vars(cls).get(name, ...))) for name, hint in own.items()}
     for name in own:
         if getattr(getattr(cls, name, None), "__isabstractmethod__", False):
-            setattr(cls, name, None)
+            setattr(cls, name, None)  # the field stands for a method of the role, as in Pair
         elif name in vars(cls):
             delattr(cls, name)
     return fields

@@ -26,7 +26,7 @@ from pyrovae.errors import Error
 from pyrovae.evaluate import log_likelihood
 from pyrovae.fitting import fit
 from pyrovae.models import Model
-from pyrovae.part import Part, check, json_schema, keywords, known_roles, unknown
+from pyrovae.part import Part, check, json_schema, keywords, roles, unknown
 from pyrovae.runs import Run
 
 Tree = dict[str, Any]
@@ -177,7 +177,7 @@ def merged(tree: Tree, changes: Mapping[str, Any]) -> Tree:
 def schema() -> Tree:
     """The JSON schema of spec files, for editors."""
     parts: Tree = {}
-    for role in known_roles().values():
+    for role in roles().values():
         kinds = [{"$ref": f"#/$defs/{role.__name__}.{kind}"} for kind in sorted(role.members)]
         parts[role.__name__] = {"anyOf": [{"enum": sorted(role.members)}, *kinds]}
         for kind, member in role.members.items():

@@ -398,3 +398,11 @@ def test_noisy_rows_can_judge():
     data = load("digits", transforms=({"kind": "binarize", "stochastic": True},), flatten=True)
     history = fit(vae(), data.train, data.train, epochs=1)
     assert history.epochs[0].validation < 0
+
+
+@pytest.mark.parametrize("call", [fit, log_likelihood])
+def test_what_is_no_model_is_refused(call):
+    with pytest.raises(
+        ValueError, match=r"model: should be a model, such as VAE\(...\), got 'vae'"
+    ):
+        call("vae", X)

@@ -72,7 +72,7 @@ def test_numpy_numbers_and_lists_are_taken():
             r"model\.prior\.components: should be a valid integer, got True",
         ),
         ({"prior": {"components": 3}}, r"model\.prior: the table has no 'kind'\. Known: "),
-        ({"prior": 3}, r"model\.prior: should be a prior: a kind or a table with one, got 3"),
+        ({"prior": 3}, r"model\.prior: should be a prior: a part, a kind or a table, got 3"),
         ({"prior": {"kind": ["vamp"]}}, r"model\.prior: unknown prior"),
         ({"z": [0]}, r"model\.z\.0: should be greater than 0, got 0"),
         ({"z": []}, r"model\.z: list should have at least 1 item"),
@@ -91,6 +91,7 @@ def test_numpy_numbers_and_lists_are_taken():
         ),
         ({"likelihood": Vamp()}, r"model\.likelihood: should be a family"),
         ({"zz": 1}, r"model: unknown field 'zz'"),
+        ({"prior": Vamp}, r"model\.prior: should be a prior: .*, got the class Vamp"),
     ],
 )
 def test_a_wrong_spec_is_refused_with_path_and_remedy(spec, message):

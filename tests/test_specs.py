@@ -381,7 +381,7 @@ def test_a_model_is_named_as_a_folder_can_be(name):
         (MODEL | {"z": [-2]}, r"^model\.z\.0: should be greater than 0, got -2"),
         (MODEL | {"z": ["2"]}, r"^model\.z\.0: should be a valid integer, got '2'"),
         (MODEL | {"prior": "vampp"}, r"^model\.prior: unknown prior 'vampp'.*mean 'vamp'"),
-        (MODEL | {"prior": 5}, r"^model\.prior: should be a prior: a kind or a table"),
+        (MODEL | {"prior": 5}, r"^model\.prior: should be a prior: a part, a kind or a table"),
         (MODEL | {"prior": "normal"}, r"^model\.prior: unknown prior 'normal'"),
         (
             MODEL | {"prior": {"kind": "vamp", "component": 5}},

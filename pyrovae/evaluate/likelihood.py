@@ -38,6 +38,7 @@ from torch import Tensor
 from pyrovae.batch import Batch, as_batch
 from pyrovae.errors import Error
 from pyrovae.models import Model
+from pyrovae.models.model import require_model
 from pyrovae.part import validated
 from pyrovae.place import destination, in_mode, placed, seeded, unchecked
 
@@ -239,11 +240,12 @@ def log_likelihood(
         >>> result.value.shape, result.kind
         ((3,), 'exact')
     """
+    require_model(model)
     with (
-        torch.no_grad(),
-        seeded(seed),
         in_mode(model, False),
         placed(model, device, dtype) as place,
+        seeded(seed),
+        torch.no_grad(),
     ):
         batch = as_batch(data)[:rows].to(*place)
         model.check(batch)

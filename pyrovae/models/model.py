@@ -188,6 +188,12 @@ class Model(Part):
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
 
+def require_model(value: Any) -> None:
+    """Refuse what is no model."""
+    if not isinstance(value, Model):
+        raise Error(f"should be a model, such as VAE(...), got {value!r}", "model")
+
+
 def observed(trace: poutine.Trace) -> list[Any]:
     """The sites of a trace that hold data; deterministic sites and factors do not."""
     return [
