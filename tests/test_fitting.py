@@ -402,7 +402,5 @@ def test_noisy_rows_can_judge():
 
 @pytest.mark.parametrize("call", [fit, log_likelihood])
 def test_what_is_no_model_is_refused(call):
-    with pytest.raises(
-        ValueError, match=r"model: should be a model, such as VAE\(...\), got 'vae'"
-    ):
+    with pytest.raises(ValueError, match=r"model: should be a model, such as VAE\(...\), got"):
         call("vae", X)
