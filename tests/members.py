@@ -1,18 +1,8 @@
-"""Every member of every role, from the registry, and data from a model's own support."""
-
-import torch
+"""Every member of every role, from the registry, as parameters of tests."""
 
 import pyrovae.objectives  # noqa: F401
-from pyrovae import Batch, families, models, priors, transforms
-from pyrovae.catalogue import roles
+from pyrovae import families, models, priors, transforms
 from pyrovae.networks import Network
-
-PARTS = [
-    part
-    for role in roles().values()
-    for member in role.members.values()
-    for part in member.examples()
-]
 
 
 def parts(role):
@@ -32,12 +22,6 @@ def make(parameter):
     """A new, unassembled part (or a model)."""
     _, member, index = parameter
     return list(member.examples())[index]
-
-
-def rows(model, count=6):
-    """Rows that the model could have generated."""
-    model.start(Batch(torch.zeros(count, *model.event, dtype=torch.get_default_dtype())))
-    return model.sample(count)
 
 
 PRIORS, FAMILIES = parts(priors.Prior), parts(families.Family)

@@ -302,7 +302,7 @@ def _khat(log_w: Array) -> float:
     from arviz_stats.base import array_stats
 
     tail = int(min(0.2 * len(log_w), 3 * math.sqrt(len(log_w))))
-    if tail < 5:
+    if tail < 5 or not np.isfinite(log_w.max()):
         return math.nan
     cutoff, *largest = np.sort(log_w)[-tail - 1 :] - log_w.max()
     if largest[-1] - largest[0] < 1e-9:
