@@ -1,5 +1,6 @@
 """log p(x): deterministic, in blocks, honest about its error, for local latents only."""
 
+import math
 import subprocess
 import sys
 
@@ -9,9 +10,11 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from torch import nn
 
-from pyrovae import VAE, Mixture, Pair, Transformed, fit, log_likelihood, log_weights
-from pyrovae.evaluate import likelihood
+from pyrovae import VAE, Batch, Mixture, Pair, Transformed, fit, log_likelihood, log_weights
+from pyrovae.evaluate import bound, latents, likelihood
+from pyrovae.networks import Network
 
 X = torch.bernoulli(torch.full((40, 6), 0.4))
 
@@ -214,3 +217,63 @@ def test_gradients_and_validation_are_as_they_were():
         assert not torch.distributions.Distribution._validate_args
     finally:
         torch.distributions.Distribution.set_default_validate_args(True)
+
+
+class Dropping(Network):
+    """An affine map behind dropout."""
+
+    def setup(self, source, target):
+        self.target = target
+        self.drop = nn.Dropout(0.5)
+        self.layer = nn.Linear(math.prod(source), math.prod(target))
+
+    def forward(self, a):
+        return self.drop(self.layer(a)).unflatten(-1, self.target)
+
+
+del Network.members["dropping"]
+
+
+@pytest.mark.parametrize(
+    "evaluate",
+    [
+        lambda model: log_likelihood(model, X, particles=3).value,
+        lambda model: bound(model, X),
+        lambda model: latents(model, X)["z"].numpy(),
+        lambda model: model.sample(5, seed=1).numpy(),
+    ],
+)
+def test_dropout_is_off_in_whatever_mode_the_model_is(evaluate):
+    model = VAE(x=(6,), z=(2,), encoder=Dropping(), decoder=Dropping())
+    one, two = evaluate(model.train()), evaluate(model.eval())
+    assert np.array_equal(one, two)
+
+
+def test_the_error_of_the_mean_is_that_of_independent_rows():
+    result = log_likelihood(vae(), X, particles=30)
+    assert result.mean_mcse == pytest.approx((result.mcse**2).sum() ** 0.5 / 40)
+
+
+def broad_model(x):
+    mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x), dim=-1):
+        pyro.sample("x", dist.Normal(mean[..., None], 1.0).to_event(1), obs=x)
+
+
+def test_a_global_latent_has_no_log_weight_per_row():
+    pair = Pair(model=broad_model, guide=global_guide)
+    pair.start(Batch(torch.randn(5, 1)))
+    with pytest.raises(ValueError, match="the site 'mean' is not in a plate of the rows"):
+        log_weights(pair, torch.randn(5, 1))
+
+
+def masked_model(x):
+    with pyro.plate("data", len(x), dim=-1), poutine.mask(mask=x[:, 0] > 0):
+        pyro.sample("x", dist.Normal(x.new_zeros(1), 1.0).to_event(1), obs=x)
+
+
+def test_masked_rows_count_nothing():
+    pair = Pair(model=masked_model, guide=lambda x: None)
+    x = torch.tensor([[1.0], [-1.0]])
+    expected = [dist.Normal(0.0, 1.0).log_prob(x[0]).item(), 0.0]
+    assert log_likelihood(pair, x, particles=2).value == pytest.approx(expected)

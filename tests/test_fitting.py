@@ -25,8 +25,10 @@ from pyrovae import (
     save,
 )
 from pyrovae.fitting import FitError
-from pyrovae.inference import em, svi
+from pyrovae.inference import SVI, em, svi
 from pyrovae.models import Model
+from pyrovae.objectives import ELBO
+from pyrovae.optim import Optim
 from pyrovae.priors import Prior
 
 X = torch.tensor(load_digits().data[:300] > 7).float()
@@ -404,3 +406,81 @@ def test_noisy_rows_can_judge():
 def test_what_is_no_model_is_refused(call):
     with pytest.raises(ValueError, match=r"model: should be a model, such as VAE\(...\), got"):
         call("vae", X)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "patience", "best", "epochs"),
+    [
+        ([-5, -4, -4, -6, -7], 2, 1, 4),  # the first of equals, then two epochs without a gain
+        ([float("nan"), -9, -8, -8.5], None, 2, 4),
+        ([-9, float("nan"), -8], None, 2, 3),
+        ([float("nan")] * 3, None, 2, 3),
+    ],
+)
+def test_the_best_epoch_is_the_first_with_the_highest_bound(
+    monkeypatch, bounds, patience, best, epochs
+):
+    values, kept = iter(bounds), []
+
+    def pretended(model, batch):
+        kept.append(weights(model))
+        return next(values)
+
+    monkeypatch.setattr("pyrovae.fitting.bound", pretended)
+    model = vae()
+    history = fit(model, X, X, epochs=len(bounds), batch_size=100, patience=patience)
+    assert (history.best, len(history.epochs)) == (best, epochs)
+    assert same(weights(model), kept[best])
+
+
+class Unlucky(Prior):
+    """A prior that now and then, by chance, fails."""
+
+    def setup(self, z, seen):
+        self.loc = nn.Buffer(torch.zeros(z))
+        self.failed = []
+
+    def forward(self, q, context=None):
+        bad = bool(torch.rand(()) < 0.05)
+        self.failed.append(bad and self.training)
+        loc = self.loc + (float("nan") if self.failed[-1] else 0.0)
+        return pyro.distributions.Normal(loc, 1.0).to_event(1)
+
+
+del Prior.members["unlucky"]
+
+
+def test_a_failure_by_chance_is_found_again_where_it_was():
+    model = vae(prior=Unlucky())
+    model.prior.failed.clear()
+    with pytest.raises(FitError) as failure:
+        fit(model, X, epochs=50, batch_size=50)
+    epoch, step = divmod(model.prior.failed.index(True), 6)
+    assert f"in epoch {epoch}, step {step}: the log density of 'z'" in str(failure.value)
+
+
+def test_em_goes_on_from_present_weights():
+    model = Mixture(x=(64,), components=5, family="bernoulli")
+    first = fit(model, X, epochs=4, tolerance=0)
+    second = fit(model, X, epochs=1, start=False)
+    assert second.epochs[0].loss < first.epochs[-1].loss
+    assert second.epochs[0].loss == pytest.approx(first.epochs[-1].loss, abs=0.5)
+
+
+def test_parameters_are_stepped_in_the_order_of_their_names():
+    model = vae()
+    engine = SVI(model.model, model.guide, Optim(torch.optim.SGD, {"lr": 0.1}), ELBO().build())
+    with model.scope():
+        engine.step(Batch(X))
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    (group,) = engine.optim.optimizer.param_groups
+    assert [names[p] for p in group["params"]] == sorted(names.values())
+
+
+def test_a_model_starts_at_the_data():
+    x = 3 + 2 * torch.randn(200, 4)
+    model = VAE(x=(4,), z=(2,), prior="vamp", likelihood="shared-normal")
+    model.start(Batch(x))
+    scale = model.p(torch.zeros(2)).base_dist.scale
+    assert torch.allclose(scale, x.std(0, correction=0), rtol=0.01)
+    assert all((row == x).all(-1).any() for row in model.prior.inputs)
