@@ -10,6 +10,7 @@ from .evaluate import (
     latents,
     log_likelihood,
     log_weights,
+    reconstruct,
     select,
 )
 from .fitting import FitError, History, fit
@@ -42,6 +43,7 @@ __all__ = [
     "open_run",
     "plots",
     "priors",
+    "reconstruct",
     "roles",
     "save",
     "select",

@@ -121,8 +121,9 @@ def _tensor(data: Any) -> Tensor:
     else:
         array = np.asarray(data)
         if array.dtype.kind not in "biuf":
-            raise Error(f"the data should be numbers, got an array of type {array.dtype}")
-        tensor = torch.tensor(array)
+            hint = ": pass data.train or data.test" if hasattr(data, "test") else ""
+            raise Error(f"the data should be numbers, got an array of type {array.dtype}{hint}")
+        tensor = torch.tensor(np.ascontiguousarray(array))
     if tensor.ndim < 2:
         raise Error(f"the data should have the shape (rows, *event), got {tuple(tensor.shape)}")
     return tensor

@@ -29,7 +29,10 @@ Out = Annotated[
     Path | None,
     typer.Option("--out", metavar="DIR", help="The run folder; runs/NAME unless given."),
 ]
-Force = Annotated[bool, typer.Option("--force", help="Replace a run folder that exists.")]
+Force = Annotated[
+    bool,
+    typer.Option("--force", help="Replace runs that exist; compare fits all models."),
+]
 Imports = Annotated[
     list[str] | None,
     typer.Option("--import", metavar="MODULE", help="Import a module with parts of your own."),

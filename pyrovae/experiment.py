@@ -17,7 +17,7 @@ from pyrovae.batch import as_batch
 from pyrovae.data import Data, load
 from pyrovae.errors import Error
 from pyrovae.evaluate import Comparison, LogLikelihood, log_likelihood, select
-from pyrovae.evaluate.comparison import ranked, refuse_incomparable
+from pyrovae.evaluate.comparison import ranked, refuse_incomparable, refuse_shared
 from pyrovae.fitting import FitError, History, check_rows, fit, refuse
 from pyrovae.models import Model
 from pyrovae.part import check, keywords
@@ -120,7 +120,9 @@ def plan(spec: Spec, data: Data) -> dict[str, Plan]:
             raise Error("a choice is made on validation rows: data.validation is 0", _path(name))
         accepted = [(label, _accepted(spec, name, model, data)) for label, model in models]
         plans[name] = Plan(name, spec.table(name), accepted, data)
-    refuse_incomparable(_named({name: item.models for name, item in plans.items()}))
+    ready = _named({name: item.models for name, item in plans.items()})
+    refuse_incomparable(ready)
+    refuse_shared(ready)
     return plans
 
 
@@ -184,9 +186,8 @@ def evaluate_run(
     if "failed" in run.results:
         raise Error(f"the fit in '{run.folder}' failed: {run.results['failed']}")
     data = data or load(**check(keywords(load), run.spec.get("data", {}), "data"))
-    asked = run.results.get("request", {}).get("data")
-    if asked == run.spec.get("data") and data.fingerprint != run.results.get("fingerprint"):
-        raise Error(f"the data of '{run.folder}' have changed since it was fitted", "data")
+    if data.fingerprint != run.results.get("fingerprint", data.fingerprint):
+        raise Error(f"the data of '{run.folder}' are not those that it was fitted to", "data")
     table = run.spec.get("evaluate", {}) if settings is None else settings
     settings = check(keywords(log_likelihood), table, "evaluate")
     check_rows(run.model, data.test, "test")

@@ -94,7 +94,7 @@ def fit(
     patience: PositiveInt | None = None,
     objective: Objective = ELBO(),
     tolerance: NonNegativeFloat = 1e-6,
-    restarts: PositiveInt = 1,
+    restarts: PositiveInt = 5,
     start: bool = True,
     seed: NonNegativeInt = 0,
     device: str | None = None,
@@ -117,7 +117,8 @@ def fit(
         objective: the bound that SVI maximises.
         tolerance: EM stops when an iteration gains less, in nats per row.
         restarts: EM starts this often and the highest likelihood stays.
-        start: whether the model begins at the data; `False` goes on from its present weights.
+        start: whether the model begins at the data, which sets an EM fit's components and a
+            VampPrior's inputs; networks always go on from their present weights.
         seed: of everything random in the fit; the model's weights at construction are yours to
             seed.
         device: such as `cpu` or `cuda`; the model's own unless given.

@@ -47,7 +47,7 @@ from typing import (
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, create_model
 from pydantic_core import ErrorDetails, core_schema
-from torch import nn
+from torch import Tensor, nn
 
 from pyrovae.errors import Error
 
@@ -92,6 +92,8 @@ class Part(nn.Module, ABC):
             return
         if "kind" in vars(role):
             raise TypeError(f"{role.__name__} is final: wrap it instead of subclassing it.")
+        if "__init__" in vars(cls):
+            raise TypeError(f"{cls.__name__} has an __init__: declare its fields by annotations.")
         cls.kind = re.sub(r"(?<=[a-z])(?=[A-Z])", "-", cls.__name__).lower()
         members: dict[str, type[Part]] = role.members  # type: ignore[attr-defined]
         known = members.get(cls.kind, cls)
@@ -289,6 +291,9 @@ def _once(setup: Callable[..., None]) -> Callable[..., None]:
             )
         self.assembled = True
         setup(self, *shapes)
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                raise Error(f"{self.kind}.{name} should be an nn.Parameter or nn.Buffer")
 
     return guarded
 
@@ -307,4 +312,5 @@ def _sentence(error: ErrorDetails, known: list[str]) -> Error:
         return Error("is required", path)
     message = re.sub(r"^(Input|Value) ", "", error["msg"])
     message = re.sub("[Tt]uple", "list", message).removesuffix(" after validation")
-    return Error(f"{message[0].lower()}{message[1:]}, got {error['input']!r}", path)
+    example = ", such as [2]" if error["type"] == "tuple_type" else ""
+    return Error(f"{message[0].lower()}{message[1:]}{example}, got {error['input']!r}", path)

@@ -73,7 +73,7 @@ class Table:
         try:
             return column.astype(float)
         except (TypeError, ValueError):
-            word = next(cell for cell in column if not isinstance(cell, (int, float)))
+            word = next(cell for cell in column if isinstance(_number(str(cell)), str))
             name = self.columns[index] if self.columns else index + 1
             raise Error(
                 f"column '{name}' of '{self.name}' holds '{word}', no number: choose columns",
@@ -228,7 +228,8 @@ def _csv(path: Path) -> Table:
     if not lines:
         raise Error(f"'{path}' is empty", "data.path")
     first = lines[0][1]
-    header = not all(_is_number(cell) for cell in first)
+    counted = first == [str(index) for index in range(len(first))]
+    header = counted or not all(_is_number(cell) for cell in first)
     columns = tuple(cell.strip() for cell in first) if header else ()
     body = lines[header:]
     for number, row in body:

@@ -294,11 +294,11 @@ def _nested(steps: tuple[str, ...], value: Any) -> Tree:
 
 
 def changed(run: Run, changes: Sequence[str]) -> Run:
-    """A run with other settings of [data] and [evaluate]; its model and its training stand."""
+    """A run with another evaluation, or with its data at another place."""
     tree = run.spec
     for change in changes:
-        if change.split(".")[0] not in ("data", "evaluate"):
-            raise Error(f"a finished run takes changes of data and evaluate only, got '{change}'")
+        if change.split(".")[0] != "evaluate" and not change.startswith("data.path="):
+            raise Error(f"a finished run takes changes of evaluate and data.path, got '{change}'")
         tree = _set(tree, change)
     return replace(run, spec=tree)
 
@@ -309,18 +309,19 @@ def import_modules(modules: Sequence[str], folder: Path | None) -> None:
     sys.path[:0] = places
     try:
         for module in modules:
-            _import(module)
+            _import(module, folder)
     finally:
         for place in places:
             sys.path.remove(place)
 
 
-def _import(module: str) -> None:
+def _import(module: str, folder: Path | None) -> None:
     try:
         importlib.import_module(module)
     except ModuleNotFoundError as failure:
         raise Error(
-            f"there is no module '{failure.name}' beside the spec or installed", "import"
+            f"there is no module '{failure.name}' in '{folder or '.'}' or installed",
+            "import",
         ) from None
     except (Exception, SystemExit) as failure:
         raise Error(

@@ -13,7 +13,7 @@ import pytest
 import tomli_w
 import torch
 
-from pyrovae import load, log_weights, open_run
+from pyrovae import load, log_likelihood, log_weights, open_run
 from pyrovae.catalogue import roles
 from pyrovae.cli import main
 from pyrovae.experiment import compare_spec, fit_spec
@@ -543,7 +543,7 @@ MISTAKES = [
     # types and sizes
     (fit("iris", "train.epochs=many"), "train.epochs: should be a valid integer, got 'many'"),
     (fit("iris", "train.epochs=1.5"), "train.epochs: should be a valid integer, got 1.5"),
-    (fit("iris", "model.z=two"), "model.z: should be a valid list, got 'two'"),
+    (fit("iris", "model.z=two"), "model.z: should be a valid list, such as [2], got 'two'"),
     (fit("iris", "model.prior=5"), "model.prior: should be a prior"),
     (fit("iris", "data=5"), "data: should be a table, got 5"),
     (fit("iris", "model.kind=['vae', 'mixture']"), "model"),
@@ -654,10 +654,10 @@ MISTAKES = [
         ]
     ),
     (["evaluate", "a-file"], "'a-file' is no run"),
-    (["evaluate", "runs/iris", "--set=train.epochs=3"], "takes changes of data and evaluate only"),
+    (["evaluate", "runs/iris", "--set=train.epochs=3"], "takes changes of evaluate and data.path"),
     (["evaluate", "runs/iris", "--set=evaluate"], "got 'evaluate'"),
     (["evaluate", "runs/iris", "--set=evaluate.particles=0"], "evaluate.particles: should be"),
-    (["evaluate", "runs/iris", "--set=data.name=wine"], "the shape (13,), the model's x has (4,)"),
+    (["evaluate", "runs/iris", "--set=data.name=wine"], "takes changes of evaluate and data.path"),
     (["evaluate", "runs/file", "--set=data.path=nowhere.npy"], "there is no file 'nowhere.npy'"),
     (["evaluate", "runs/iris", "--import=nowhere_at_all"], "there is no module 'nowhere_at_all'"),
     (["sample", "runs/iris", "--out=x.txt"], "samples are written as .csv, .npy, .png"),
@@ -783,3 +783,12 @@ def test_nothing_heavy_is_imported(words):
     found = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in done.stderr.splitlines()}
     assert "pyrovae" in found
     assert not found & HEAVY
+
+
+def test_a_choice_is_made_on_validation_rows(here):
+    spec = read_spec(Path("mixture.toml"), ["model.components=[1, 2, 3]", "evaluate.particles=20"])
+    run, data = fit_spec(spec, Path("a"), False, str), spec.load()
+    best = max(run.results["tried"], key=lambda tried: tried["validation"])
+    assert run.results["chosen"] == best["choice"]
+    assert best["validation"] == pytest.approx(log_likelihood(run.model, data.validation).mean)
+    assert len(Path("a/history.csv").read_text().splitlines()) == 1 + run.results["epochs"]

@@ -695,3 +695,22 @@ def test_no_column_chosen(table):
 def test_too_few_rows_to_split(rows):
     with pytest.raises(Error, match=f"data: {rows} rows are too few"):
         load(np.zeros((rows, 2)))
+
+
+def test_the_header_that_pandas_writes_by_default_is_one(tmp_path):
+    pd.DataFrame(np.random.default_rng(0).normal(size=(100, 3))).to_csv(
+        tmp_path / "t.csv", index=False
+    )
+    data = load(path=str(tmp_path / "t.csv"))
+    assert data.columns == ("0", "1", "2")
+    assert len(data.train) + len(data.validation) + len(data.test) == 100
+
+
+@pytest.mark.parametrize("part", ["train", "validation", "test"])
+def test_every_row_is_in_the_fingerprint(part):
+    x = np.random.default_rng(0).normal(size=(100, 3))
+    data = load(x)
+    row = np.flatnonzero((x.astype(np.float64) == getattr(data, part)[:1].x.numpy()).all(1))
+    changed = x.copy()
+    changed[row] += 1e-3
+    assert load(changed).fingerprint != data.fingerprint

@@ -22,6 +22,7 @@ from pyrovae import (
     log_likelihood,
     log_weights,
     open_run,
+    reconstruct,
     save,
 )
 from pyrovae.fitting import FitError
@@ -484,3 +485,16 @@ def test_a_model_starts_at_the_data():
     scale = model.p(torch.zeros(2)).base_dist.scale
     assert torch.allclose(scale, x.std(0, correction=0), rtol=0.01)
     assert all((row == x).all(-1).any() for row in model.prior.inputs)
+
+
+def test_reconstructions_are_draws_of_x_given_z():
+    model = VAE(x=(64,), z=(2,), likelihood={"kind": "fixed-normal", "scale": 1e-3})
+    x = reconstruct(model, X[:5], particles=7)
+    assert x.shape == (7, 5, 64)
+    z = latents(model, X[:5], particles=7)["z"]
+    assert torch.allclose(x, model.p(z).mean, atol=0.01)
+    behind = load("iris", transforms=["standardize"])
+    wrapped = behind.wrap(VAE(x=(4,), z=(2,), likelihood="shared-normal"))
+    fit(wrapped, behind, epochs=100, learning_rate=0.01)
+    near = reconstruct(wrapped, behind.test, particles=50).mean(0)
+    assert (near - behind.test.x).square().mean() < 0.3 * behind.test.x.var(0).mean()

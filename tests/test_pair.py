@@ -286,3 +286,21 @@ def test_a_pair_behind_a_transform_is_saved_and_opened(tmp_path):
     again = open_run(tmp_path / "run").model
     a, b = (log_likelihood(m, x, particles=5).value for m in (inside, again))
     assert (a == b).all()
+
+
+def test_pairs_of_one_network_are_not_compared():
+    pairs = {name: Pair(model=with_a_global_net, guide=guide) for name in "ab"}
+    for pair in pairs.values():
+        fit(pair, rows(), epochs=1)
+    with pytest.raises(ValueError, match="'a' and 'b' share parameters"):
+        compare(pairs, rows())
+
+
+def of_another_size(x):
+    with pyro.plate("data", 100, subsample=x, dim=-1):
+        pyro.sample("x", dist.Normal(x.new_zeros(3), 1.0).to_event(1), obs=x)
+
+
+def test_a_plate_of_another_size_is_refused():
+    with pytest.raises(ValueError, match=r"density of the rows is scaled: .* the size len\(x\)"):
+        fit(Pair(model=of_another_size, guide=lambda x: None), rows())

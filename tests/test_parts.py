@@ -76,7 +76,7 @@ def test_numpy_numbers_and_lists_are_taken():
         ({"prior": {"kind": ["vamp"]}}, r"model\.prior: unknown prior"),
         ({"z": [0]}, r"model\.z\.0: should be greater than 0, got 0"),
         ({"z": []}, r"model\.z: list should have at least 1 item"),
-        ({"z": "two"}, r"model\.z: should be a valid list, got 'two'"),
+        ({"z": "two"}, r"model\.z: should be a valid list, such as \[2\], got 'two'"),
         (
             {"posterior": "bernoulli"},
             r"model\.posterior: bernoulli has no reparameterised samples: use normal",
@@ -197,11 +197,49 @@ def test_parts_that_do_not_fit_together_are_refused_when_assembled():
             return self.layer(a)
 
     try:
-        with pytest.raises(
-            Error, match=r"prior: is over \(\), not \(2,\): does its forward end in"
-        ):
+        with pytest.raises(Error, match=r"prior: forward is over \(\), not \(2,\): end"):
             VAE(x=(3,), z=(2,), prior="scattered")
         with pytest.raises(Error, match=r"encoder: gives \(2,\) for \(3,\), not \(2, 2\)"):
             VAE(x=(3,), z=(2,), encoder="narrow")
     finally:
         del Prior.members["scattered"], Network.members["narrow"]
+
+
+def declared(role, name, **body):
+    """A member of a role, which the caller removes."""
+    return type(name, (role,), {"__module__": __name__, "__doc__": "A test.", **body})
+
+
+@pytest.mark.parametrize(
+    ("forward", "message"),
+    [
+        (lambda self, h: None, "forward gives None, not a distribution"),
+        (
+            lambda self, h: dist.Exponential(h.exp()).to_event(1),
+            "forward is over .*support = Real",
+        ),
+        (lambda self, h: dist.Normal(h, 1.0), r"is over \(\), not \(3,\): end in \.to_event\(1\)"),
+    ],
+)
+def test_a_family_is_what_it_says_it_is(forward, message):
+    declared(Family, "Odd", forward=forward)
+    try:
+        with pytest.raises(Error, match=f"^likelihood: .*{message}"):
+            VAE(x=(3,), z=(2,), likelihood="odd")
+    finally:
+        del Family.members["odd"]
+
+
+def test_a_member_has_no_init_and_no_plain_tensor():
+    with pytest.raises(TypeError, match="Mine has an __init__: declare its fields by annotations"):
+        declared(Prior, "Mine", __init__=lambda self: None)
+
+    def setup(self, z, seen):
+        self.loc = torch.zeros(z)
+
+    declared(Prior, "Loose", setup=setup, forward=lambda self, q, context=None: None)
+    try:
+        with pytest.raises(Error, match=r"loose\.loc should be an nn\.Parameter or nn\.Buffer"):
+            VAE(x=(3,), z=(2,), prior="loose")
+    finally:
+        del Prior.members["loose"]

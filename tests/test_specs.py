@@ -375,7 +375,7 @@ def test_a_model_is_named_as_a_folder_can_be(name):
         ({"kind": 5}, "^model: unknown model '5'"),
         ({"kind": "vae"}, r"^model\.z: is required"),
         (MODEL | {"zz": 1}, "^model: unknown field 'zz'. Did you mean 'z'"),
-        (MODEL | {"z": 2}, r"^model\.z: should be a valid list, got 2"),
+        (MODEL | {"z": 2}, r"^model\.z: should be a valid list, such as \[2\], got 2"),
         (MODEL | {"z": []}, r"^model\.z: "),
         (MODEL | {"z": [0]}, r"^model\.z\.0: should be greater than 0, got 0"),
         (MODEL | {"z": [-2]}, r"^model\.z\.0: should be greater than 0, got -2"),
@@ -529,7 +529,7 @@ def test_a_prior_of_one_s_own_is_in_the_schema_and_in_suggestions(beside):
 
 @pytest.mark.parametrize("module", ["no_such_module", "no_such_package.part"])
 def test_a_missing_module(module, tmp_path):
-    with pytest.raises(Error, match=r"^import: there is no module 'no_such_.*' beside"):
+    with pytest.raises(Error, match=r"^import: there is no module 'no_such_.*' in"):
         parse(vae() | {"import": [module]}, "s", folder=tmp_path)
 
 

@@ -1,7 +1,14 @@
 """Evaluation: how good is the model, and how good is the number that says so."""
 
 from pyrovae.evaluate.comparison import Comparison, compare, select
-from pyrovae.evaluate.likelihood import LogLikelihood, bound, latents, log_likelihood, log_weights
+from pyrovae.evaluate.likelihood import (
+    LogLikelihood,
+    bound,
+    latents,
+    log_likelihood,
+    log_weights,
+    reconstruct,
+)
 
 __all__ = [
     "Comparison",
@@ -11,5 +18,6 @@ __all__ = [
     "latents",
     "log_likelihood",
     "log_weights",
+    "reconstruct",
     "select",
 ]

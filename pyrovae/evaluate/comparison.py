@@ -20,6 +20,7 @@ from pydantic import PositiveInt
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from pyrovae.data import Data
 from pyrovae.errors import Error
@@ -193,6 +194,7 @@ def compare(
         for name, model in models.items()
     }
     refuse_incomparable(finalists)
+    refuse_shared(finalists)
     results = {}
     for name, model in finalists.items():
         rows = test.rows_of(model, "test")[0] if isinstance(test, Data) else test
@@ -231,6 +233,22 @@ def refuse_incomparable(models: Mapping[str, Model]) -> None:
                 f"'{a}' and '{b}' cannot be compared: "
                 f"log p(x) of the one is {one}, of the other {other}"
             )
+
+
+def refuse_shared(models: Mapping[str, Model]) -> None:
+    """Refuse models that train the same tensors: they would be one model under several names.
+
+    Raises:
+        Error: naming two of them.
+    """
+    owner: dict[Tensor, str] = {}
+    for name, model in models.items():
+        for parameter in model.parameters():
+            if owner.setdefault(parameter, name) != name:
+                raise Error(
+                    f"'{owner[parameter]}' and '{name}' share parameters: give each model, and "
+                    "each pair of functions, a network of its own"
+                )
 
 
 def _finalist(

@@ -38,7 +38,7 @@ from torch import Tensor
 from pyrovae.batch import Batch, as_batch
 from pyrovae.errors import Error
 from pyrovae.models import Model
-from pyrovae.models.model import require_model
+from pyrovae.models.model import observed, require_model
 from pyrovae.part import validated
 from pyrovae.place import destination, in_mode, placed, seeded, unchecked
 
@@ -329,6 +329,24 @@ def latents(model: Model, data: Any, particles: int = 1, seed: int = 0) -> dict[
         batch = as_batch(data).to(*destination(model))
         guide, _ = _traces(model, batch, plate)
         return {name: site["value"] for name, site in _sites(guide)}
+
+
+def reconstruct(model: Model, data: Any, particles: int = 1, seed: int = 0) -> Tensor:
+    """Draws of x ~ p(x | z), z ~ q(z | x), shape `(particles, rows, *x)`, on the raw scale.
+
+    Args:
+        model: a fitted model.
+        data: rows, shape `(rows, *x)`, raw.
+        particles: draws for each row.
+        seed: of the draws.
+    """
+    plate = pyro.plate("particles", particles, dim=-2)
+    with torch.no_grad(), seeded(seed), in_mode(model, False):
+        batch = as_batch(data).to(*destination(model))
+        guide, _ = _traces(model, batch, plate)
+        with model.scope(), unchecked(), plate:
+            free = poutine.replay(poutine.uncondition(model.model), trace=guide)
+            return observed(poutine.trace(free).get_trace(batch))[-1]["value"]
 
 
 def bound(model: Model, data: Any, seed: int = 0) -> float:

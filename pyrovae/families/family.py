@@ -11,9 +11,10 @@ an exponential family, which these are, that is where the likelihood is largest.
 """
 
 from abc import abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
+import torch
 from torch import Size, Tensor
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
@@ -26,6 +27,15 @@ _WORDS = {
     constraints.nonnegative_integer: "whole numbers from 0",
     constraints.real: "finite real numbers",
 }
+
+
+def refuse_misfit(p: Any, event: tuple[int, ...]) -> None:
+    """Refuse what is no distribution over the event."""
+    if not isinstance(p, torch.distributions.Distribution):
+        raise Error(f"forward gives {p!r}, not a distribution")
+    if tuple(p.event_shape) != tuple(event):
+        hint = "" if len(p.event_shape) == len(event) else f": end in .to_event({len(event)})"
+        raise Error(f"forward is over {tuple(p.event_shape)}, not {tuple(event)}{hint}")
 
 
 class Family(Part):
@@ -67,6 +77,16 @@ class Family(Part):
     def measure(self) -> str:
         """The base measure: `counting` for probabilities, `lebesgue` for densities."""
         return "counting" if self.support.is_discrete else "lebesgue"
+
+    def refuse_misfit(self, event: tuple[int, ...]) -> None:
+        """Refuse a member whose `forward` is not over the event, or not over its `support`."""
+        p = self(torch.zeros(1, *self.params))
+        refuse_misfit(p, event)
+        support: Any = p.support
+        while hasattr(support, "base_constraint"):
+            support = support.base_constraint
+        if type(support) is not type(self.support):
+            raise Error(f"forward is over {support}, and the class says support = {self.support}")
 
     @property
     def takes(self) -> str:

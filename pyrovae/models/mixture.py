@@ -57,6 +57,8 @@ class Mixture(Model):
 
     def setup(self) -> None:
         self.family.setup(self.x)
+        with torch.no_grad():
+            self.family.refuse_misfit(self.x)
         self.logits = nn.Parameter(torch.zeros(self.components))
         self.h = nn.Parameter(torch.randn(self.components, *self.family.params))
 

@@ -49,9 +49,14 @@ class Program:
         """`module:name`, under which a spec finds the function again."""
         address = repr(self)
         module = sys.modules[self.function.__module__]
+        if address.startswith("__main__:"):
+            raise Error(
+                f"'{address}' is known to this script only: move it to a module to save it"
+            )
         if getattr(module, self.function.__qualname__, None) is not self.function:
             raise Error(
-                f"'{address}' is not a function at the top of a module: a spec cannot name it"
+                f"'{address}' is not a function at the top of a module: a spec cannot name it; "
+                "define one there that calls it"
             )
         return address
 
@@ -83,8 +88,9 @@ Function = Annotated[
 class Pair(Model):
     """A plain Pyro model and guide, with local latents in a plate at dimension -1.
 
-    Modules that the functions refer to directly are part of the pair. The plate has the size of
-    the rows it is given: `fit` makes the mini-batches.
+    Modules that the functions refer to directly are part of the pair: two pairs of the same
+    functions train the same modules, and opening a saved pair fills them with the saved weights.
+    The plate has the size of the rows it is given: `fit` makes the mini-batches.
 
     Args:
         model: p(x, z); takes the rows x, `(rows, *x)`, and observes them.
@@ -119,6 +125,8 @@ class Pair(Model):
         sites = observed(trace)
         if not sites:
             raise Error("the model observes nothing: give its data to a sample statement as obs")
+        if any(isinstance(site["scale"], Tensor) or site["scale"] != 1 for site in sites):
+            raise Error("the density of the rows is scaled: give the plate the size len(x)")
         support = sites[-1]["fn"].support
         self.observed = _of_every_row(getattr(support, "base_constraint", support))
         self.to(batch.x.device, batch.x.dtype)

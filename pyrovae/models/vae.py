@@ -7,7 +7,7 @@ posterior at once (Auto-Encoding Variational Bayes, Kingma & Welling, 2014,
 https://arxiv.org/abs/1312.6114).
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 
 import pyro
@@ -19,6 +19,7 @@ from torch.distributions.constraints import Constraint
 from pyrovae.batch import Batch, as_batch
 from pyrovae.errors import Error
 from pyrovae.families import Bernoulli, Family, MultivariateNormal, Normal
+from pyrovae.families.family import refuse_misfit
 from pyrovae.models.model import Model, Tag
 from pyrovae.networks import MLP, Network
 from pyrovae.part import Shape
@@ -75,14 +76,9 @@ class VAE(Model):
                 shape = tuple(network(torch.zeros(1, *source)).shape[1:])
                 if shape != tuple(target):
                     raise Error(f"gives {shape} for {tuple(source)}, not {tuple(target)}", name)
-            for name, p, event in (
-                ("prior", self.prior(self.q, None), self.z),
-                ("posterior", self.q(torch.zeros(1, *seen)), self.z),
-                ("likelihood", self.p(torch.zeros(1, *self.z)), self.x),
-            ):
-                if tuple(p.event_shape) != tuple(event):
-                    what = f"is over {tuple(p.event_shape)}, not {tuple(event)}"
-                    raise Error(f"{what}: does its forward end in .to_event({len(event)})?", name)
+            _within("prior", lambda: refuse_misfit(self.prior(self.q, None), self.z))
+            _within("posterior", lambda: self.posterior.refuse_misfit(self.z))
+            _within("likelihood", lambda: self.likelihood.refuse_misfit(self.x))
             if not self.q(torch.zeros(1, *seen)).has_rsample:
                 raise Error(
                     f"{self.posterior.kind} has no reparameterised samples: use normal",
@@ -137,3 +133,11 @@ class VAE(Model):
     @property
     def takes(self) -> str:
         return f"{self.likelihood.kind} takes {self.likelihood.takes}"
+
+
+def _within(name: str, check: Callable[[], None]) -> None:
+    """A check of one part, with the part's name in the error."""
+    try:
+        check()
+    except Error as error:
+        raise error.under(name) from None
