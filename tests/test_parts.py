@@ -216,7 +216,7 @@ def declared(role, name, **body):
         (lambda self, h: None, "forward gives None, not a distribution"),
         (
             lambda self, h: dist.Exponential(h.exp()).to_event(1),
-            "forward is over .*support = Real",
+            "over .*support = Real",
         ),
         (lambda self, h: dist.Normal(h, 1.0), r"is over \(\), not \(3,\): end in \.to_event\(1\)"),
     ],
