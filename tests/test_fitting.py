@@ -498,3 +498,23 @@ def test_reconstructions_are_draws_of_x_given_z():
     fit(wrapped, behind, epochs=100, learning_rate=0.01)
     near = reconstruct(wrapped, behind.test, particles=50).mean(0)
     assert (near - behind.test.x).square().mean() < 0.3 * behind.test.x.var(0).mean()
+
+
+def test_every_epoch_takes_every_row_once_in_a_new_order_in_training_mode():
+    class Recorded(Batch):
+        taken, modes = [], set()
+
+        def __getitem__(self, rows):
+            self.taken.append(rows)
+            return Batch(self.x[rows])
+
+    model = vae().eval()
+    model.encoder.register_forward_hook(
+        lambda module, _, output: Recorded.modes.add(module.training)
+    )
+    list(svi(model, Recorded(X), epochs=2, batch_size=70))
+    first, second = torch.cat(Recorded.taken[:5]), torch.cat(Recorded.taken[5:])
+    assert first.sort().values.tolist() == second.sort().values.tolist() == list(range(300))
+    assert not torch.equal(first, second)
+    assert Recorded.modes == {True}
+    assert not model.training
