@@ -21,7 +21,7 @@ gradient.
 
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -324,10 +324,7 @@ def latents(model: Model, data: Any, particles: int = 1, seed: int = 0) -> dict[
         particles: draws for each row.
         seed: of the draws.
     """
-    plate = pyro.plate("particles", particles, dim=-2)
-    with torch.no_grad(), seeded(seed), in_mode(model, False):
-        batch = as_batch(data).to(*destination(model))
-        guide, _ = _traces(model, batch, plate)
+    with _guided(model, data, particles, seed) as (_, _, guide):
         return {name: site["value"] for name, site in _sites(guide)}
 
 
@@ -340,13 +337,21 @@ def reconstruct(model: Model, data: Any, particles: int = 1, seed: int = 0) -> T
         particles: draws for each row.
         seed: of the draws.
     """
+    with _guided(model, data, particles, seed) as (batch, plate, guide):
+        free = poutine.replay(poutine.uncondition(model.model), trace=guide)
+        with model.scope(), unchecked(), plate:
+            return observed(poutine.trace(free).get_trace(batch))[-1]["value"]
+
+
+@contextmanager
+def _guided(
+    model: Model, data: Any, particles: int, seed: int
+) -> Iterator[tuple[Batch, AbstractContextManager[Any], poutine.Trace]]:
+    """The rows, a plate of particles and the guide's run in it, in evaluation."""
     plate = pyro.plate("particles", particles, dim=-2)
     with torch.no_grad(), seeded(seed), in_mode(model, False):
         batch = as_batch(data).to(*destination(model))
-        guide, _ = _traces(model, batch, plate)
-        with model.scope(), unchecked(), plate:
-            free = poutine.replay(poutine.uncondition(model.model), trace=guide)
-            return observed(poutine.trace(free).get_trace(batch))[-1]["value"]
+        yield batch, plate, _traces(model, batch, plate)[0]
 
 
 def bound(model: Model, data: Any, seed: int = 0) -> float:
