@@ -40,6 +40,8 @@ def placed(
     place = destination(model, device, dtype)
     data = [(p, p.data, p.grad) for p in model.parameters()]
     buffers = [(module, dict(module._buffers)) for module in model.modules()]
+    for parameter, _, _ in data:
+        parameter.grad = None
     try:
         model.to(*place)
         yield place

@@ -46,7 +46,9 @@ def weights(model):
 
 
 def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    return a.keys() == b.keys() and all(
+        a[name].dtype == b[name].dtype and torch.equal(a[name], b[name]) for name in a
+    )
 
 
 @pytest.mark.parametrize("prior", sorted(Prior.members))
