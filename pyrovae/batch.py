@@ -7,6 +7,7 @@ wrapped.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -22,16 +23,18 @@ class Batch:
     """Rows of data with what they are conditioned on.
 
     Args:
-        x: the data, shape `(rows, *event)`.
+        x: the data, shape `(rows, *event)`; NaN where an entry is missing.
         context: what the model is conditioned on, shape `(rows, *context)`.
-        labels: class labels, shape `(rows,)`.
-        offset: size factors (exposures), shape `(rows,)`.
+        labels: whole numbers from 0, shape `(rows,)`; -1 where a label is missing.
+        offset: size factors (exposures), positive, shape `(rows,)`.
+        index: in training, the places of the rows among the training rows, shape `(rows,)`.
     """
 
     x: Tensor
     context: Tensor | None = None
     labels: Tensor | None = None
     offset: Tensor | None = None
+    index: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.x)
@@ -39,8 +42,36 @@ class Batch:
     def __getitem__(self, rows: Any) -> Self:
         """The rows of an index tensor or a slice."""
         if isinstance(rows, Tensor) and rows.dtype == torch.int64:
-            return self.map(lambda entry: entry.index_select(0, rows.to(entry.device)))
-        return self.map(lambda entry: entry[rows])
+            some = self.map(lambda entry: entry.index_select(0, rows.to(entry.device)))
+        else:
+            some = self.map(lambda entry: entry[rows])
+        return some if self.incomplete else some._known_complete()
+
+    def replace(self, **entries: Tensor) -> Self:
+        """The batch with other entries; what is missing in x stays missing."""
+        other = replace(self, **entries)
+        return other if self.incomplete else other._known_complete()
+
+    def _known_complete(self) -> Self:
+        self.__dict__["incomplete"] = False
+        return self
+
+    @cached_property
+    def incomplete(self) -> bool:
+        """Whether entries of x are missing, which is looked up once for all parts of a batch."""
+        return self.x.is_floating_point() and bool(self.x.isnan().any())
+
+    def filled(self) -> Self:
+        """The batch with each missing entry drawn from those of its column that are there."""
+        if not self.incomplete:
+            return self
+        x = self.x.flatten(1).clone()
+        for column in x.mT:
+            missing = column.isnan()
+            there = column[~missing]
+            chosen = torch.randint(max(len(there), 1), (int(missing.sum()),)).to(x.device)
+            column[missing] = there[chosen] if len(there) else 0.0
+        return replace(self, x=x.unflatten(1, self.x.shape[1:]))
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
         """The batch with `function` applied to every entry that is there."""
@@ -50,14 +81,18 @@ class Batch:
         )
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Self:
-        """The batch on a device; all entries but the labels, which stay whole, take the dtype.
+        """The batch on a device; labels and index stay whole, all other entries take the dtype.
 
         Raises:
             Error: differences between rows of x that the dtype cannot hold.
         """
         _refuse_rounding(self.x, dtype)
-        labels = self.labels if self.labels is None else self.labels.to(device)
-        return replace(self.map(lambda entry: entry.to(device, dtype)), labels=labels)
+        whole = {
+            name: entry.to(device)
+            for name in ("labels", "index")
+            if (entry := getattr(self, name)) is not None
+        }
+        return replace(self.map(lambda entry: entry.to(device, dtype)), **whole)
 
     def split(self, size: int) -> Iterator["Batch"]:
         """Batches of `size` rows, the last one of what is left."""
@@ -65,10 +100,9 @@ class Batch:
 
     @property
     def entries(self) -> tuple[Tensor, ...]:
-        """The entries that are there, in order: the arguments of a plain Pyro model."""
-        return tuple(
-            entry for field in fields(self) if (entry := getattr(self, field.name)) is not None
-        )
+        """What was given, in order: the arguments of a plain Pyro model."""
+        given = (self.x, self.context, self.labels, self.offset)
+        return tuple(entry for entry in given if entry is not None)
 
 
 pytree.register_dataclass(Batch)
@@ -77,6 +111,7 @@ pytree.register_dataclass(Batch)
 def _refuse_rounding(x: Tensor, dtype: torch.dtype) -> None:
     if x.dtype != torch.float64 or dtype == torch.float64 or len(x) < 2:
         return
+    x = torch.where(x.isnan(), x.nanmean(0), x)
     error, sd = (x - x.to(dtype)).abs().amax(0), x.std(0)
     if len(bad := torch.nonzero((sd > 0) & (error > 1e-2 * sd))):
         raise Error(

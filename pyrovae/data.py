@@ -8,7 +8,7 @@ and test rows: all models are tested on the same x.
 import hashlib
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -56,7 +56,7 @@ def prepared(batch: Batch, steps: Sequence[Transform]) -> Batch:
     x = batch.x
     for step in steps:
         x = step(x)
-    return replace(batch, x=x)
+    return batch.replace(x=x)
 
 
 @dataclass(frozen=True, eq=False)

@@ -149,6 +149,7 @@ def fit(
         if validation is not None:
             held_out = as_batch(_placed(validation, "validation", place))
         refuse(model, everything, held_out, method, batch_size, patience)
+        objective.build(model.enumerates)
         batch_size = batch_size or min(128, len(rows))
         model.to(*place)
         if method == "em":

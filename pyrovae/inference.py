@@ -103,7 +103,7 @@ def svi(
             the epoch's start.
     """
     optim = Optim(torch.optim.Adam, {"lr": learning_rate, "fused": True})
-    engine = SVI(model.model, model.guide, optim, (objective or ELBO()).build())
+    engine = SVI(model.model, model.guide, optim, (objective or ELBO()).build(model.enumerates))
     began = time.perf_counter()
     model.zero_grad()
     for index in range(epochs):
@@ -191,7 +191,9 @@ def _quiet() -> Iterator[None]:
 
 
 def _batches(rows: Rows, batch_size: int) -> Iterator[Batch]:
-    return (rows[index] for index in torch.randperm(len(rows)).split(batch_size))
+    return (
+        rows[index].replace(index=index) for index in torch.randperm(len(rows)).split(batch_size)
+    )
 
 
 def _sweep(engine: SVI, rows: Rows, batch_size: int, advance: Callable[[int], None]) -> Tensor:

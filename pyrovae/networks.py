@@ -11,6 +11,7 @@ from itertools import pairwise
 from math import prod
 from typing import Literal
 
+import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
@@ -37,6 +38,9 @@ class Network(Part):
     def forward(self, a: Tensor) -> Tensor:
         """Map `(..., *source)` to `(..., *target)`."""
 
+    def start(self, output: Tensor) -> None:
+        """Begin at an output, shape `target`, by the last bias. Nothing where there is none."""
+
 
 class MLP(Network):
     """A multilayer perceptron; without hidden layers an affine map.
@@ -58,9 +62,13 @@ class MLP(Network):
         for size, following in pairwise((prod(source), *self.hidden)):
             norm = [nn.LayerNorm(following)] if self.layer_norm else []
             layers += [nn.Linear(size, following), *norm, ACTIVATIONS[self.activation]()]
-        self.layers = nn.Sequential(
-            *layers, nn.Linear((prod(source), *self.hidden)[-1], prod(target))
-        )
+        self.layers = nn.Sequential(*layers)
+        self.output = nn.Linear((prod(source), *self.hidden)[-1], prod(target))
 
     def forward(self, a: Tensor) -> Tensor:
-        return self.layers(a.flatten(-len(self.source))).unflatten(-1, self.target)
+        hidden = self.layers(a.flatten(-len(self.source)))
+        return self.output(hidden).unflatten(-1, self.target)
+
+    @torch.no_grad()
+    def start(self, output: Tensor) -> None:
+        self.output.bias.copy_(output.flatten())

@@ -25,14 +25,19 @@ class Objective(Part):
         """Nothing to make: an objective has no tensors."""
 
     @abstractmethod
-    def build(self) -> pyro.infer.ELBO:
-        """The estimator, a `pyro.infer.ELBO`."""
+    def build(self, enumerates: bool = False) -> pyro.infer.ELBO:
+        """The estimator, a `pyro.infer.ELBO`.
+
+        Args:
+            enumerates: whether the model's latents are to be summed over, not drawn.
+        """
 
 
 class ELBO(Objective):
     """The evidence lower bound, every term estimated from the particles: `pyro.infer.Trace_ELBO`.
 
-    Auto-Encoding Variational Bayes (Kingma & Welling, 2014, https://arxiv.org/abs/1312.6114).
+    Discrete latents of few states are summed over, by `pyro.infer.TraceEnum_ELBO`. Auto-Encoding
+    Variational Bayes (Kingma & Welling, 2014, https://arxiv.org/abs/1312.6114).
 
     Args:
         particles: draws of z for each row.
@@ -40,8 +45,9 @@ class ELBO(Objective):
 
     particles: PositiveInt = 1
 
-    def build(self) -> pyro.infer.ELBO:
-        return pyro.infer.Trace_ELBO(
+    def build(self, enumerates: bool = False) -> pyro.infer.ELBO:
+        kind = pyro.infer.TraceEnum_ELBO if enumerates else pyro.infer.Trace_ELBO
+        return kind(
             num_particles=self.particles,
             vectorize_particles=self.particles > 1,
             max_plate_nesting=1,
@@ -59,7 +65,9 @@ class MeanFieldELBO(Objective):
 
     particles: PositiveInt = 1
 
-    def build(self) -> pyro.infer.ELBO:
+    def build(self, enumerates: bool = False) -> pyro.infer.ELBO:
+        if enumerates:
+            raise Error("mean-field-elbo cannot sum over discrete latents: use elbo", "objective")
         return _Reparameterised(
             num_particles=self.particles,
             vectorize_particles=self.particles > 1,

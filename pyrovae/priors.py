@@ -14,20 +14,47 @@ Hoffman & Johnson, 2016).
 
 from abc import abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
 
 import pyro.distributions as dist
 import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
+from torch.distributions import constraints
+from torch.distributions.constraints import Constraint
 
 from pyrovae.part import Part
 
-Guide = Callable[[Tensor], dist.Distribution]
-"""The guide as a function: encoder input, shape `(rows, *seen)`, to q(z | it)."""
+
+@dataclass(frozen=True)
+class Guide:
+    """The guide as a function: encoder input, shape `(rows, *seen)`, to q(z | it).
+
+    Args:
+        q: the function.
+        index: in training, the places of the rows at hand among the training rows, `(rows,)`.
+    """
+
+    q: Callable[[Tensor], dist.Distribution]
+    index: Tensor | None = None
+
+    def __call__(self, seen: Tensor) -> dist.Distribution:
+        """q(z | seen)."""
+        return self.q(seen)
 
 
 class Prior(Part):
-    """The role of p(z). A member has `setup` and `forward`; `StandardNormal` is the shortest."""
+    """The role of p(z). A member has `setup` and `forward`; `StandardNormal` is the shortest.
+
+    It sets `support`, the values that an entry of z can take, where these are not the real
+    numbers; `None` says that it is over whatever the guide is over.
+    """
+
+    support: ClassVar[Constraint | None] = constraints.real
+
+    def given(self, context: tuple[int, ...]) -> None:
+        """Told before `setup` by a model whose rows have a context: its event shape."""
 
     @abstractmethod
     def setup(self, z: tuple[int, ...], seen: tuple[int, ...]) -> None:
@@ -43,7 +70,7 @@ class Prior(Part):
         """p(z), with event shape `z` and batch shape `()`, or `(rows,)` where it uses the context.
 
         Args:
-            q: the guide as a function; only priors that are defined through it call it.
+            q: the guide; only priors that are defined through it call it.
             context: what the rows are conditioned on, shape `(rows, *context)`.
         """
 
@@ -101,6 +128,7 @@ class Vamp(Prior):
     """
 
     components: PositiveInt = 100
+    support: ClassVar[None] = None
 
     def setup(self, z: tuple[int, ...], seen: tuple[int, ...]) -> None:
         self.inputs = nn.Parameter(torch.rand(self.components, *seen))

@@ -44,7 +44,7 @@ class Transform(Part):
         """Make the tensors for rows of the shape `event`."""
 
     def start(self, x: Tensor) -> None:
-        """Take from all training rows, `(rows, *event)`, what the step needs to know."""
+        """Take from all training rows, complete, `(rows, *event)`, what the step needs to know."""
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
@@ -71,7 +71,14 @@ class Standardize(Transform):
         return self.bijection()(x)
 
     def bijection(self) -> Bijection:
-        return AffineTransform(-self.loc / self.scale, 1 / self.scale)
+        return _Affine(-self.loc / self.scale, 1 / self.scale)
+
+
+class _Affine(AffineTransform):
+    """An affine map whose log-Jacobian leaves missing entries, NaN, out."""
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        return torch.where(x.isnan(), 0.0, super().log_abs_det_jacobian(x, y))  # type: ignore[no-untyped-call]
 
 
 class Binarize(Transform):
@@ -102,7 +109,7 @@ class Binarize(Transform):
 
     def forward(self, x: Tensor) -> Tensor:
         level = torch.rand_like(x) if self.stochastic else self.threshold
-        return (x > level * self.largest).to(x.dtype)
+        return torch.where(x.isnan(), x, (x > level * self.largest).to(x.dtype))
 
 
 class Dequantize(Transform):

@@ -11,8 +11,8 @@ PACKAGE = Path(__file__).parent.parent / "pyrovae"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     ("errors", "place", "plots", "progress"),
-    ("part", "batch"),
-    ("transforms", "priors", "networks"),
+    ("part", "batch", "distributions"),
+    ("transforms", "priors", "networks", "refinements"),
     ("families",),
     ("models",),
     ("sources",),

@@ -40,7 +40,7 @@ def linear_vae(guide_scale=1.0, guide_shift=0.0):
     slope = variance[:, None] * w.T / SCALE**2
     sd = variance.sqrt()
     with torch.no_grad():
-        decoder, encoder = vae.decoder.layers[0], vae.encoder.layers[0]
+        decoder, encoder = vae.decoder.output, vae.encoder.output
         decoder.weight.copy_(w)
         decoder.bias.copy_(b)
         encoder.weight.copy_(torch.cat([slope, torch.zeros_like(slope)]))
@@ -101,7 +101,7 @@ def test_log_p_is_the_elbo_plus_the_kl_to_the_posterior():
     vae, exact = linear_vae(guide_scale=1.4, guide_shift=0.4)
     posterior, _ = linear_vae()
     posterior.load_state_dict(vae.state_dict())
-    w, b = vae.decoder.layers[0].weight, vae.decoder.layers[0].bias
+    w, b = vae.decoder.output.weight, vae.decoder.output.bias
     variance = 1 / (1 + w.square().sum(0) / SCALE**2)
     x = torch_dist.MultivariateNormal(b, w @ w.T + SCALE**2 * torch.eye(D)).sample((30,))
     truth = torch_dist.Normal((x - b) @ w / SCALE**2 * variance, variance.sqrt())
@@ -133,18 +133,18 @@ def test_gradients_through_trace_elbo_are_the_closed_form_ones():
     q = vae.q(x).base_dist
     eps = torch.randn(particles, 7, J, dtype=torch.float64)
     z = q.loc + q.scale * eps
-    w, b = vae.decoder.layers[0].weight, vae.decoder.layers[0].bias
+    w, b = vae.decoder.output.weight, vae.decoder.output.bias
     pull = (x - b - z @ w.T) / SCALE**2  # d log p(x | z) / d mu = Sigma^-1 r
     d_z = pull @ w - z  # d [log p(x | z) + log p(z)] / dz
     d_scale = d_z * eps + 1 / q.scale  # - log q contributes 1 / sigma
-    raw = (vae.encoder.layers[0](x))[:, J:]
+    raw = (vae.encoder.output(x))[:, J:]
     d_raw = d_scale.mean(0) * raw.sigmoid()
     d_h = torch.cat([d_z.mean(0), d_raw], -1)
     expected = {
-        "decoder.layers.0.weight": torch.einsum("lbd,lbj->dj", pull, z) / particles,
-        "decoder.layers.0.bias": pull.sum((0, 1)) / particles,
-        "encoder.layers.0.weight": d_h.T @ x,
-        "encoder.layers.0.bias": d_h.sum(0),
+        "decoder.output.weight": torch.einsum("lbd,lbj->dj", pull, z) / particles,
+        "decoder.output.bias": pull.sum((0, 1)) / particles,
+        "encoder.output.weight": d_h.T @ x,
+        "encoder.output.bias": d_h.sum(0),
     }
     for name, parameter in vae.named_parameters():
         assert torch.allclose(-parameter.grad, expected[name], rtol=1e-10, atol=1e-10), name
@@ -182,7 +182,7 @@ def test_mean_field_elbo_and_the_closed_form_kl_agree():
         loss = SVI(vae.model, vae.guide, optim, MeanFieldELBO().build()).step(Batch(x)) * 9
     torch.manual_seed(2)
     z = q.loc + q.scale * torch.randn(9, J, dtype=torch.float64)
-    assert torch.allclose(loss, kl - vae.p(z).log_prob(x).sum(), atol=1e-10)
+    assert torch.allclose(loss, kl - vae.p(z, Batch(x)).log_prob(x).sum(), atol=1e-10)
 
 
 def test_pyros_own_svi_takes_the_same_step():

@@ -1,9 +1,16 @@
-"""The role of p(x | h) and q(z | h): from a network's output to a distribution.
+r"""The role of p(x | h) and q(z | h): from a network's output to a distribution.
 
 A family says which shape it needs from a network (`params`), and turns an `h` of that shape into a
 distribution over its event. The same class serves as likelihood, as guide where its samples are
 reparameterised, z = mu + sigma * eps, and as the component of a mixture, whose "network" is a
 table with one row of `h` per component.
+
+A likelihood meets rows through `of`, which adds to h what the rows say themselves: totals, size
+factors, and which entries are there. A missing entry is integrated out,
+
+    log p(x_there | h) = log \int p(x | h) dx_missing,
+
+for independent entries the sum over those that are there.
 
 For mixtures fitted by EM a family states its sufficient statistics T(x) and the *closed-form
 M-step*: the h at which the expected statistics are the observed ones, E[T(x) | h] = mean of T. For
@@ -19,13 +26,19 @@ from torch import Size, Tensor
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
+from pyrovae.batch import Batch
+from pyrovae.distributions import Present, base, one_hot, sphere
 from pyrovae.errors import Error
 from pyrovae.part import Part
 
 _WORDS = {
     constraints.boolean: "0 or 1",
     constraints.nonnegative_integer: "whole numbers from 0",
+    constraints.positive: "positive numbers",
     constraints.real: "finite real numbers",
+    constraints.unit_interval: "numbers between 0 and 1",
+    one_hot: "one-hot vectors",
+    sphere: "vectors of length 1",
 }
 
 
@@ -42,11 +55,13 @@ class Family(Part):
     """The role of p(x | h) and q(z | h).
 
     A member is a final class with `forward`; `FixedNormal` is the shortest. It sets `support`, the
-    values that an entry of the event can take, and `planes`, how many parameters an entry has.
+    values that an entry of the event can take, `planes`, how many parameters an entry has, and
+    where a density has no value at 0, `inside`, a number that is in the support.
     """
 
     support: ClassVar[Constraint] = constraints.real
     planes: ClassVar[int] = 1
+    inside: ClassVar[float] = 0.0
 
     def setup(self, event: tuple[int, ...]) -> None:
         """Take the event shape; `params`, the shape that a network has to deliver, follows."""
@@ -61,6 +76,44 @@ class Family(Part):
             h: a network's output, shape `(..., *params)`.
         """
 
+    def of(self, h: Tensor, batch: Batch) -> dist.Distribution:
+        """p(x | h) of the rows of a batch, over the entries that are there."""
+        p = self.given(h, batch)
+        return self.present(p) if batch.incomplete else p
+
+    def given(self, h: Tensor, batch: Batch) -> dist.Distribution:
+        """p(x | h) given what a row is conditioned on, its total or its size factor."""
+        return self(h)
+
+    def present(self, p: dist.Distribution) -> dist.Distribution:
+        """P over the entries that are there: NaN stands for one that is not.
+
+        Raises:
+            Error: the entries depend on each other, and cannot be skipped one by one.
+        """
+        if not isinstance(p, dist.Independent):
+            raise Error(f"{self.kind} cannot skip single entries: drop or impute incomplete rows")
+        return Present(p, self.inside)
+
+    @property
+    def states(self) -> int | None:
+        """How many values the event has, of a guide that can be summed over; `None` otherwise."""
+        return None
+
+    @property
+    def conditions(self) -> str:
+        """What p(x | h) is given besides h, in words; empty for nothing."""
+        return ""
+
+    def check(self, batch: Batch) -> None:
+        """Refuse rows without what the family needs to know of them, or with what it ignores."""
+        if batch.offset is not None:
+            raise Error(f"{self.kind} takes no size factors: leave the offset out")
+
+    def blank(self, x: Tensor) -> Tensor:
+        """Rows of zeros, `(rows, *event)`, as rows to sample in place of: with typical totals."""
+        return x
+
     @property
     def seen(self) -> Size:
         """The shape of what an encoder sees of one event."""
@@ -73,6 +126,16 @@ class Family(Part):
     def start(self, x: Tensor) -> None:
         """Begin at the data, before the first step: all rows, shape `(rows, *event)`."""
 
+    def marginal(self, batch: Batch) -> Tensor | None:
+        """The h, shape `params`, that fits all rows at once: where a decoder begins.
+
+        By default that of the closed-form M-step, and without one `None`, which begins anywhere.
+        """
+        if not self.has_m_step:
+            return None
+        sums = [self.statistics(part.x).sum(0) for part in batch.split(4096)]
+        return self.maximize(torch.stack(sums).sum(0)[None] / len(batch))[0]
+
     @property
     def measure(self) -> str:
         """The base measure: `counting` for probabilities, `lebesgue` for densities."""
@@ -82,9 +145,7 @@ class Family(Part):
         """Refuse a member whose `forward` is not over the event, or not over its `support`."""
         p = self(torch.zeros(1, *self.params))
         refuse_misfit(p, event)
-        support: Any = p.support
-        while hasattr(support, "base_constraint"):
-            support = support.base_constraint
+        support = base(p.support)
         if type(support) is not type(self.support):
             raise Error(f"forward is over {support}, and the class says support = {self.support}")
 

@@ -27,12 +27,11 @@ import pyro.distributions as dist
 import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
-from torch.distributions.constraints import Constraint
 
 from pyrovae.batch import Batch, as_batch
 from pyrovae.errors import Error
 from pyrovae.families import Bernoulli, Family, MultivariateNormal
-from pyrovae.models.model import Model, Statistics, Tag
+from pyrovae.models.model import Model, Statistics
 from pyrovae.part import Shape
 from pyrovae.transforms import spread
 
@@ -151,24 +150,12 @@ class Mixture(Model):
         return True
 
     @property
-    def event(self) -> tuple[int, ...]:
-        return self.x
-
-    @property
-    def tag(self) -> Tag:
-        return Tag(self.family.measure)
+    def observation(self) -> Family:
+        return self.family
 
     @property
     def least_rows(self) -> int:
         return self.components
-
-    @property
-    def support(self) -> Constraint:
-        return self.family.support
-
-    @property
-    def takes(self) -> str:
-        return f"{self.family.kind} takes {self.family.takes}"
 
 
 def _plusplus(x: Tensor, centres: int) -> Tensor:

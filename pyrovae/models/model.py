@@ -20,6 +20,7 @@ from torch.distributions.constraints import Constraint
 
 from pyrovae.batch import Batch
 from pyrovae.errors import Error
+from pyrovae.families import Family
 from pyrovae.part import Part
 from pyrovae.place import destination, in_mode, seeded, unchecked
 
@@ -67,8 +68,16 @@ class Model(Part):
     """The role of a joint density with a guide. `VAE` is the member to read.
 
     A member whose `exact` is true gives log p(x) as `log_prob(batch)`, shape `(rows,)`; one that
-    EM can fit has `expect` and `maximize`.
+    EM can fit has `expect` and `maximize`. What x is, a member says by `observation`, the family
+    of its rows, or by `event`, `tag`, `support` and `takes` themselves.
     """
+
+    missing: bool = False
+
+    @property
+    def observation(self) -> Family:
+        """The family that the rows come from."""
+        raise NotImplementedError
 
     @property
     def method(self) -> Literal["svi", "em"]:
@@ -96,19 +105,29 @@ class Model(Part):
         """The Pyro program of q(z | x)."""
 
     @property
-    @abstractmethod
-    def tag(self) -> Tag:
-        """What kind of number log p is."""
-
-    @property
-    @abstractmethod
-    def support(self) -> Constraint:
-        """The values that an entry of x can take."""
-
-    @property
-    @abstractmethod
     def event(self) -> tuple[int, ...]:
         """The event shape of x."""
+        return self.observation.event
+
+    @property
+    def tag(self) -> Tag:
+        """What kind of number log p is."""
+        return Tag(self.observation.measure, self.observation.conditions)
+
+    @property
+    def support(self) -> Constraint:
+        """The values that an entry of x can take."""
+        return self.observation.support
+
+    @property
+    def takes(self) -> str:
+        """The support in words."""
+        return f"{self.observation.kind} takes {self.observation.takes}"
+
+    @property
+    def enumerates(self) -> bool:
+        """Whether the guide's draws are few enough to sum over, which SVI then does."""
+        return False
 
     def start(self, batch: Batch) -> None:
         """Begin at the data, before the first step: all training rows. Nothing by default."""
@@ -132,19 +151,26 @@ class Model(Part):
         return pyro.get_param_store().scope()
 
     @torch.no_grad()
-    def sample(self, rows: int, seed: int | None = None) -> Tensor:
+    def sample(self, rows: int | Batch, seed: int | None = None) -> Tensor:
         """New rows x ~ p(x), shape `(rows, *x)`: the model itself, with nothing observed.
 
         Args:
-            rows: how many.
+            rows: how many; or a batch, for one new row in place of each of its own, given the
+                same context, size factor and total.
             seed: of the draws; torch's own random numbers unless given.
         """
         device, dtype = destination(self)
-        blank = Batch(torch.zeros(rows, *self.event, device=device, dtype=dtype))
+        if isinstance(rows, int):
+            rows = self.blank(torch.zeros(rows, *self.event, device=device, dtype=dtype))
         random = nullcontext() if seed is None else seeded(seed)
         with self.scope(), in_mode(self, False), random, unchecked():
-            trace = poutine.trace(poutine.uncondition(self.model)).get_trace(blank)
+            free = poutine.uncondition(self.model)
+            trace = poutine.trace(free).get_trace(rows.to(device, dtype))
         return observed(trace)[-1]["value"]
+
+    def blank(self, x: Tensor) -> Batch:
+        """Rows to sample in place of, made from zeros `(rows, *x)`."""
+        return Batch(x)
 
     def check(self, batch: Batch) -> None:
         """Refuse rows that the model cannot have generated.
@@ -157,12 +183,13 @@ class Model(Part):
             raise Error(
                 f"rows of the data have the shape {tuple(x.shape[1:])}, the model's x has {event}"
             )
-        flat = x.flatten(1)
-        if len(bad := torch.nonzero(~flat.isfinite().all(-1))):
-            raise Error(
-                f"{len(bad)} of {len(x)} rows hold NaN or infinite values, first {bad[0].item()}"
-            )
+        there = ~x.isnan() if self.missing else torch.ones_like(x, dtype=torch.bool)
+        if len(bad := torch.nonzero((~x.isfinite() & there).flatten(1).any(-1))):
+            word = "infinite values" if self.missing else "NaN or infinite values"
+            raise Error(f"{len(bad)} of {len(x)} rows hold {word}, first {bad[0].item()}")
         inside = self.support.check(x)
+        if inside.shape == x.shape:
+            inside = inside | ~there
         if not inside.all():
             row, *entry = torch.nonzero(~inside)[0].tolist()
             outside = (~inside.reshape(len(x), -1).all(-1)).sum()
@@ -171,11 +198,6 @@ class Model(Part):
                 f"value {x[(row, *entry)].tolist()}: {self.takes}; transform the data or choose "
                 "another likelihood"
             )
-
-    @property
-    def takes(self) -> str:
-        """The support in words."""
-        return str(self.support)
 
     @property
     def least_rows(self) -> int:

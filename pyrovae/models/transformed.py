@@ -46,6 +46,7 @@ class Transformed(Model):
                 f"{self.transform.kind} cannot be inverted: apply it to the data", "transform"
             )
         self._refuse_probabilities()
+        self.missing = self.base.missing
         self.transform.setup(self.base.event)
 
     def _refuse_probabilities(self) -> None:
@@ -55,7 +56,7 @@ class Transformed(Model):
     def inside(self, batch: Batch) -> Batch:
         """The batch with T(x) for x."""
         batch = as_batch(batch)
-        return replace(batch, x=self.transform(batch.x))
+        return batch.replace(x=self.transform(batch.x))
 
     def model(self, batch: Batch) -> Tensor:
         batch = as_batch(batch)
@@ -75,7 +76,7 @@ class Transformed(Model):
         self._refuse_probabilities()
 
     def start(self, batch: Batch) -> None:
-        self.transform.start(batch.x)
+        self.transform.start(batch.filled().x)
         self.base.start(self.inside(batch))
 
     def log_prob(self, batch: Batch) -> Tensor:
@@ -100,6 +101,10 @@ class Transformed(Model):
     @property
     def method(self) -> Literal["svi", "em"]:
         return self.base.method
+
+    @property
+    def enumerates(self) -> bool:
+        return self.base.enumerates
 
     @property
     def exact(self) -> bool:

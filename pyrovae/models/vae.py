@@ -7,24 +7,34 @@ posterior at once (Auto-Encoding Variational Bayes, Kingma & Welling, 2014,
 https://arxiv.org/abs/1312.6114).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from copy import deepcopy
 
 import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor
-from torch.distributions.constraints import Constraint
 
 from pyrovae.batch import Batch, as_batch
-from pyrovae.errors import Error
+from pyrovae.distributions import all_states
 from pyrovae.families import Bernoulli, Family, MultivariateNormal, Normal
-from pyrovae.families.family import refuse_misfit
-from pyrovae.models.model import Model, Tag
+from pyrovae.models.model import Model
+from pyrovae.models.seams import (
+    begin,
+    few_states,
+    refuse_context,
+    refuse_latent,
+    refuse_likelihood,
+    refuse_networks,
+    see,
+    seen_shape,
+    summed,
+)
 from pyrovae.networks import MLP, Network
 from pyrovae.part import Shape
 from pyrovae.place import in_mode, seeded
-from pyrovae.priors import Prior, StandardNormal
+from pyrovae.priors import Guide, Prior, StandardNormal
+from pyrovae.refinements import Refinement
 
 
 class VAE(Model):
@@ -39,6 +49,10 @@ class VAE(Model):
             samples.
         encoder: the network from x to q's parameters.
         decoder: the network from z to the likelihood's parameters.
+        refine: how what the encoder proposes is refined for each row, if at all.
+        missing: whether entries of x can be missing, NaN: the likelihood skips them, the encoder
+            sees a zero and a mask.
+        marginal_start: whether the decoder begins at the data's marginal distribution.
 
     Example:
         >>> vae = VAE(x=(64,), z=(8,), prior="vamp", encoder=MLP(hidden=(32,)))
@@ -55,11 +69,14 @@ class VAE(Model):
     posterior: Family = Normal()
     encoder: Network = MLP()
     decoder: Network = MLP()
+    refine: Refinement | None = None
+    missing: bool = False
+    marginal_start: bool = True
 
     def setup(self) -> None:
         self.likelihood.setup(self.x)
         self.posterior.setup(self.z)
-        seen = self.likelihood.seen
+        seen = seen_shape(self.likelihood, self.missing)
         self.prior.setup(self.z, seen)
         self.encoder.setup(seen, self.posterior.params)
         self.decoder.setup(self.z, self.likelihood.params)
@@ -67,48 +84,78 @@ class VAE(Model):
 
     @torch.no_grad()
     def _refuse_misfits(self, seen: tuple[int, ...]) -> None:
-        """Run every part once on a row of zeros, and refuse what cannot be put together."""
+        """Run every part once on rows of zeros, and refuse what cannot be put together."""
         with seeded(0), in_mode(self, False):
-            for name, network, source, target in (
-                ("encoder", self.encoder, seen, self.posterior.params),
-                ("decoder", self.decoder, self.z, self.likelihood.params),
-            ):
-                shape = tuple(network(torch.zeros(1, *source)).shape[1:])
-                if shape != tuple(target):
-                    raise Error(f"gives {shape} for {tuple(source)}, not {tuple(target)}", name)
-            _within("prior", lambda: refuse_misfit(self.prior(self.q, None), self.z))
-            _within("posterior", lambda: self.posterior.refuse_misfit(self.z))
-            _within("likelihood", lambda: self.likelihood.refuse_misfit(self.x))
-            if not self.q(torch.zeros(1, *seen)).has_rsample:
-                raise Error(
-                    f"{self.posterior.kind} has no reparameterised samples: use normal",
-                    "posterior",
+            refuse_networks(
+                (
+                    ("encoder", self.encoder, seen, self.posterior.params),
+                    ("decoder", self.decoder, self.z, self.likelihood.params),
                 )
+            )
+            refuse_likelihood(self.likelihood, self.missing)
+            refuse_latent(self.prior, self.posterior, Guide(self.q), self.z)
 
     def q(self, seen: Tensor) -> dist.Distribution:
         """The guide's distribution of z, from what the encoder sees of x."""
         return self.posterior(self.encoder(seen))
 
-    def p(self, z: Tensor) -> dist.Distribution:
-        """The likelihood's distribution of x."""
-        return self.likelihood(self.decoder(z))
+    def p(self, z: Tensor, batch: Batch) -> dist.Distribution:
+        """The likelihood's distribution of x, for the rows of a batch."""
+        return self.likelihood.of(self.decoder(z), batch)
 
     def model(self, batch: Batch) -> Tensor:
         batch = as_batch(batch)
         pyro.module("vae", self)
         with pyro.plate("data", len(batch), dim=-1):
-            z = pyro.sample("z", self.prior(self.q, batch.context))
-            return pyro.sample("x", self.p(z), obs=batch.x)
+            z = pyro.sample("z", self.prior(Guide(self.q, batch.index)))
+            return pyro.sample("x", self.p(z, batch), obs=batch.x)
 
     def guide(self, batch: Batch) -> None:
         batch = as_batch(batch)
         pyro.module("vae", self)
+        seen = see(self.likelihood, batch.x, self.missing)
         with pyro.plate("data", len(batch), dim=-1):
-            pyro.sample("z", self.q(self.likelihood.encode(batch.x)))
+            pyro.sample("z", self._proposed(seen, batch), infer=summed(self.enumerates))
+
+    def _proposed(self, seen: Tensor, batch: Batch) -> dist.Distribution:
+        """What the encoder proposes, refined where the model says so."""
+        h = self.encoder(seen)
+        if self.refine is None:
+            return self.posterior(h)
+        return self.posterior(self.refine(h, lambda h: self._bound(h, batch)))
+
+    def _bound(self, h: Tensor, batch: Batch) -> Tensor:
+        """The ELBO of each row, `(rows,)`, one draw, for a guide with the parameters h."""
+        q = self.posterior(h)
+        z = q.rsample()
+        log_p = self.prior(Guide(self.q, batch.index)).log_prob(z)
+        return log_p + self.p(z, batch).log_prob(batch.x) - q.log_prob(z)
 
     def start(self, batch: Batch) -> None:
-        self.likelihood.start(batch.x)
-        self.prior.start(self.likelihood.encode(batch.x))
+        batch = batch.filled()
+        begin(self.likelihood, self.decoder, batch, self.marginal_start)
+        self.prior.start(see(self.likelihood, batch.x, self.missing))
+
+    def check(self, batch: Batch) -> None:
+        super().check(batch)
+        refuse_context(self.kind, batch)
+        self.likelihood.check(batch)
+
+    def log_prob(self, batch: Batch) -> Tensor:
+        """Log p(x) = log of the sum over all states of z, where these are few."""
+        if not self.exact:
+            return super().log_prob(batch)
+        states = all_states(self.z).to(batch.x)[:, None]
+        log_p = self.prior(Guide(self.q)).log_prob(states)
+        return torch.cat(
+            [
+                (log_p + self.p(states, part).log_prob(part.x)).logsumexp(0)
+                for part in batch.split(256)
+            ]
+        )
+
+    def blank(self, x: Tensor) -> Batch:
+        return Batch(self.likelihood.blank(x))
 
     @classmethod
     def examples(cls) -> Iterable["VAE"]:
@@ -119,25 +166,13 @@ class VAE(Model):
         )
 
     @property
-    def event(self) -> tuple[int, ...]:
-        return self.x
+    def observation(self) -> Family:
+        return self.likelihood
 
     @property
-    def tag(self) -> Tag:
-        return Tag(self.likelihood.measure)
+    def enumerates(self) -> bool:
+        return few_states(self.posterior)
 
     @property
-    def support(self) -> Constraint:
-        return self.likelihood.support
-
-    @property
-    def takes(self) -> str:
-        return f"{self.likelihood.kind} takes {self.likelihood.takes}"
-
-
-def _within(name: str, check: Callable[[], None]) -> None:
-    """A check of one part, with the part's name in the error."""
-    try:
-        check()
-    except Error as error:
-        raise error.under(name) from None
+    def exact(self) -> bool:
+        return self.enumerates
