@@ -15,7 +15,7 @@ from pyrovae.catalogue import roles
 from pyrovae.families import Family
 from pyrovae.inference import SVI
 from pyrovae.models import Model
-from pyrovae.objectives import Objective
+from pyrovae.objectives import ELBO, Objective
 from pyrovae.optim import Optim
 from pyrovae.part import Part
 from pyrovae.runs import open_run, save
@@ -205,81 +205,85 @@ def test_transforms_keep_shapes_and_invert_where_they_say(parameter):
 
 
 def ready(parameter):
-    """A model in float64 that has seen data of its own support, and those rows."""
+    """A model in float64, and rows of its own with all that they are given."""
     model = make(parameter).double()
-    blank = Batch(torch.zeros(6, *model.event).double())
     if model.kind == "pair":
-        model.start(blank)
-    return model, model.sample(40)
+        model.start(Batch(torch.zeros(6, *model.event).double()))
+    given = {}
+    if hasattr(model, "context"):
+        given["context"] = torch.randn(40, *model.context).double()
+    if hasattr(model, "classes"):
+        given["labels"] = torch.arange(40) % (model.classes + 1) - 1
+    return model, Batch(model.sample(40, context=given.get("context")), **given)
 
 
 @pytest.mark.parametrize("parameter", MODELS, ids=ids(MODELS))
 class TestModels:
     def test_samples_have_the_shape_and_the_support_of_x(self, parameter):
-        model, x = ready(parameter)
-        assert x.shape == (40, *model.event)
-        model.check(Batch(x))
+        model, batch = ready(parameter)
+        assert batch.x.shape == (40, *model.event)
+        model.check(batch)
 
     def test_log_weights_have_the_shape_particles_by_rows(self, parameter):
-        model, x = ready(parameter)
-        assert log_weights(model, x[:5], 7).shape == (7, 5)
+        model, batch = ready(parameter)
+        assert log_weights(model, batch[:5], 7).shape == (7, 5)
 
     def test_log_p_is_exact_where_it_says(self, parameter):
-        model, x = ready(parameter)
+        model, batch = ready(parameter)
         if model.exact:
-            log_w = log_weights(model, x, 9)
-            assert torch.allclose(log_w, model.log_prob(Batch(x)).expand(9, -1), atol=1e-9)
+            log_w = log_weights(model, batch, 9)
+            assert torch.allclose(log_w, model.log_prob(batch).expand(9, -1), atol=1e-9)
         else:
             with pytest.raises(
                 ValueError, match="is an integral: estimate it with log_likelihood"
             ):
-                Model.log_prob(model, Batch(x))
+                Model.log_prob(model, batch)
 
     def test_gradient_reaches_every_parameter(self, parameter):
-        model, x = ready(parameter)
-        model.start(Batch(x))
+        model, batch = ready(parameter)
+        model.start(batch)
         with model.scope():
-            loss = pyro.infer.Trace_ELBO().differentiable_loss(model.model, model.guide, Batch(x))
-        loss.backward()
+            elbo = ELBO().build(model.enumerates)
+            elbo.differentiable_loss(model.model, model.guide, batch).backward()
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
 
     def test_fits_and_improves(self, parameter):
-        model, x = ready(parameter)
+        model, batch = ready(parameter)
         for parameter_ in model.parameters():
             parameter_.data += 0.3 * torch.randn_like(parameter_)
-        history = fit(model, x, epochs=30, batch_size=20, learning_rate=0.02)
+        history = fit(model, batch, epochs=30, batch_size=20, learning_rate=0.02)
         assert history.epochs[-1].loss < history.epochs[0].loss
 
     def test_survives_spec_to_toml_and_save_to_load(self, parameter, tmp_path):
-        model, x = ready(parameter)
-        history = fit(model, x, epochs=2, batch_size=20, dtype="float64")
+        model, batch = ready(parameter)
+        history = fit(model, batch, epochs=2, batch_size=20, dtype="float64")
         table = model.spec()
         assert tomllib.loads(tomli_w.dumps(table)) == table
         assert Model.from_spec(json.loads(json.dumps(table))).spec() == table
         save(model, tmp_path / "run", history)
         again = open_run(tmp_path / "run").model
         assert repr(again) == repr(model)
-        a, b = (log_likelihood(m, x, particles=20, seed=3).value for m in (model, again))
+        a, b = (log_likelihood(m, batch, particles=20, seed=3).value for m in (model, again))
         assert (a == b).all()
 
     def test_is_refused_rows_of_another_shape(self, parameter):
-        model, _ = ready(parameter)
+        model, batch = ready(parameter)
         with pytest.raises(ValueError, match=r"train: rows of the data have the shape \(9,\)"):
-            fit(model, torch.zeros(40, 9))
+            fit(model, batch.replace(x=torch.zeros(40, 9)))
 
 
 @pytest.mark.parametrize("kind", sorted(Objective.members))
 @pytest.mark.parametrize("particles", [1, 5])
 def test_objectives_estimate_the_bound(kind, particles):
-    model, x = ready(MODELS[-1])
+    model, batch = ready(MODELS[-1])
     objective = Objective.from_spec({"kind": kind, "particles": particles}).build()
     assert isinstance(objective, pyro.infer.ELBO)
     optim = Optim(torch.optim.SGD, {"lr": 0.0})
     with model.scope():
         losses = [
-            SVI(model.model, model.guide, optim, objective).step(Batch(x)) for _ in range(200)
+            SVI(model.model, model.guide, optim, objective).step(batch) for _ in range(200)
         ]
-    exact = -log_weights(model, x, 2000).mean()
+    exact = -log_weights(model, batch, 2000).mean()
     error = torch.stack(losses).std() / 200**0.5
     assert abs(torch.stack(losses).mean() - exact) < 5 * error + 0.02
 

@@ -19,20 +19,26 @@ from torch.distributions.constraints import Constraint
 from pyrovae.distributions.supports import one_hot
 
 
+STATES = 256
+"""Up to how many states of a discrete latent are summed over."""
+
+
 class OneHot(dist.TorchDistribution):  # type: ignore[misc]
-    """Independent categorical variables as one-hot vectors, straight-through where sampled.
+    """Independent categorical variables as one-hot vectors.
 
     Args:
         logits: shape `(..., *event)`, the classes last.
         event_dim: how many of the last dimensions are the event's.
+        straight_through: whether samples have the gradient of their mean; Pyro sums over the
+            values only of those that have none.
     """
 
     arg_constraints: ClassVar[dict[str, Constraint]] = {"logits": constraints.real_vector}
-    has_rsample = True
     has_enumerate_support = True
 
-    def __init__(self, logits: Tensor, event_dim: int = 1) -> None:
+    def __init__(self, logits: Tensor, event_dim: int = 1, straight_through: bool = False) -> None:
         self.logits = logits.log_softmax(-1)
+        self.has_rsample = straight_through
         split = logits.dim() - event_dim
         super().__init__(logits.shape[:split], logits.shape[split:], validate_args=False)
 
@@ -71,7 +77,7 @@ class OneHot(dist.TorchDistribution):  # type: ignore[misc]
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Self:
         logits = self.logits.expand(*batch_shape, *self.event_shape)
-        return type(self)(logits, len(self.event_shape))
+        return type(self)(logits, len(self.event_shape), self.has_rsample)
 
 
 def all_states(event: tuple[int, ...]) -> Tensor:

@@ -151,17 +151,24 @@ class Model(Part):
         return pyro.get_param_store().scope()
 
     @torch.no_grad()
-    def sample(self, rows: int | Batch, seed: int | None = None) -> Tensor:
+    def sample(
+        self, rows: int | Batch, seed: int | None = None, context: Tensor | None = None
+    ) -> Tensor:
         """New rows x ~ p(x), shape `(rows, *x)`: the model itself, with nothing observed.
 
         Args:
             rows: how many; or a batch, for one new row in place of each of its own, given the
                 same context, size factor and total.
             seed: of the draws; torch's own random numbers unless given.
+            context: of the new rows, shape `(rows, *context)`, or `(1, *context)` for all of
+                them, for a model that needs one.
         """
         device, dtype = destination(self)
         if isinstance(rows, int):
             rows = self.blank(torch.zeros(rows, *self.event, device=device, dtype=dtype))
+        if context is not None:
+            rows = rows.replace(context=context.expand(len(rows), *context.shape[1:]))
+        self.require(rows)
         random = nullcontext() if seed is None else seeded(seed)
         with self.scope(), in_mode(self, False), random, unchecked():
             free = poutine.uncondition(self.model)
@@ -171,6 +178,9 @@ class Model(Part):
     def blank(self, x: Tensor) -> Batch:
         """Rows to sample in place of, made from zeros `(rows, *x)`."""
         return Batch(x)
+
+    def require(self, batch: Batch) -> None:
+        """Refuse rows without the context that the model needs, or with one that it ignores."""
 
     def check(self, batch: Batch) -> None:
         """Refuse rows that the model cannot have generated.
@@ -183,6 +193,7 @@ class Model(Part):
             raise Error(
                 f"rows of the data have the shape {tuple(x.shape[1:])}, the model's x has {event}"
             )
+        self.require(batch)
         there = ~x.isnan() if self.missing else torch.ones_like(x, dtype=torch.bool)
         if len(bad := torch.nonzero((~x.isfinite() & there).flatten(1).any(-1))):
             word = "infinite values" if self.missing else "NaN or infinite values"

@@ -15,6 +15,7 @@ from torch import Size, Tensor
 from torch.distributions.constraints import Constraint
 
 from pyrovae.batch import Batch
+from pyrovae.distributions import STATES
 from pyrovae.errors import Error
 from pyrovae.families import Family
 from pyrovae.families.family import refuse_misfit
@@ -23,8 +24,6 @@ from pyrovae.priors import Guide, Prior
 
 Map = tuple[str, Network, tuple[int, ...], tuple[int, ...]]
 """A network's name, itself, and the shapes that it maps between."""
-STATES = 256
-"""Up to how many states of a discrete latent are summed over."""
 
 
 def seen_shape(likelihood: Family, missing: bool) -> Size:
@@ -123,7 +122,7 @@ def refuse_latent(
     """Refuse a prior and a guide that are no distributions over z, or over different supports."""
     under("prior", lambda: refuse_misfit(prior(q, context), z))
     under("posterior", lambda: posterior.refuse_misfit(z))
-    if not posterior(torch.zeros(1, *posterior.params)).has_rsample:
+    if not _can_guide(posterior):
         raise Error(
             f"{posterior.kind} has no reparameterised samples: use {_partners(prior.support, z)}",
             "posterior",
@@ -149,9 +148,14 @@ def _guides(kind: str, support: Constraint | None, z: tuple[int, ...]) -> bool:
         return False
     try:
         family.setup(z)
-        return bool(family(torch.zeros(1, *family.params)).has_rsample)
+        return _can_guide(family)
     except Error:
         return False
+
+
+def _can_guide(family: Family) -> bool:
+    """Whether draws have a gradient, or are few enough to be summed over."""
+    return few_states(family) or bool(family(torch.zeros(1, *family.params)).has_rsample)
 
 
 def under(name: str, check: Callable[[], None]) -> None:

@@ -138,8 +138,10 @@ class VAE(Model):
 
     def check(self, batch: Batch) -> None:
         super().check(batch)
-        refuse_context(self.kind, batch)
         self.likelihood.check(batch)
+
+    def require(self, batch: Batch) -> None:
+        refuse_context(self.kind, batch)
 
     def log_prob(self, batch: Batch) -> Tensor:
         """Log p(x) = log of the sum over all states of z, where these are few."""

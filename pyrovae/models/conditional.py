@@ -1,0 +1,160 @@
+"""The conditional VAE: a VAE of rows that are given a context c, such as covariates or a class.
+
+    log p(x|c) >= E_q[log p(x|z,c)] - KL(q(z|x,c) || p(z|c))
+
+The context stands beside the encoder's input and beside z. Whether the latent depends on it is the
+prior's business: `Conditional` says p(z|c), all others p(z), which asks the decoder to say all
+that c does. What is compared is log p(x|c), never with a log p(x).
+"""
+
+from collections.abc import Iterable
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from pyrovae.batch import Batch, as_batch
+from pyrovae.errors import Error
+from pyrovae.families import Bernoulli, Family, Normal
+from pyrovae.models.model import Model, Tag
+from pyrovae.models.seams import (
+    begin,
+    beside,
+    join,
+    refuse_latent,
+    refuse_likelihood,
+    refuse_networks,
+    see,
+    seen_shape,
+)
+from pyrovae.networks import MLP, Network
+from pyrovae.part import Shape
+from pyrovae.place import in_mode, seeded
+from pyrovae.priors import Guide, Prior, StandardNormal
+
+
+class ConditionalVAE(Model):
+    """A VAE of p(x | c), with p(z | c), p(x | z, c) and q(z | x, c).
+
+    Learning Structured Output Representation using Deep Conditional Generative Models (Sohn, Lee &
+    Yan, 2015).
+
+    Args:
+        x: the event shape of the data.
+        z: the event shape of the latent.
+        context: the event shape of c.
+        prior: p(z | c); only `conditional` makes use of c.
+        likelihood: p(x | z, c), its parameters from the decoder.
+        posterior: q(z | x, c), its parameters from the encoder; a family with reparameterised
+            samples.
+        encoder: the network from x and c to q's parameters.
+        decoder: the network from z and c to the likelihood's parameters.
+        missing: whether entries of x can be missing, as in `VAE`.
+        marginal_start: whether the decoder begins at the data's marginal distribution.
+    """
+
+    x: Shape
+    z: Shape
+    context: Shape
+    prior: Prior = StandardNormal()
+    likelihood: Family = Bernoulli()
+    posterior: Family = Normal()
+    encoder: Network = MLP()
+    decoder: Network = MLP()
+    missing: bool = False
+    marginal_start: bool = True
+
+    def setup(self) -> None:
+        self.likelihood.setup(self.x)
+        self.posterior.setup(self.z)
+        seen = beside(seen_shape(self.likelihood, self.missing), self.context)
+        self.prior.given(self.context)
+        self.prior.setup(self.z, seen)
+        self.encoder.setup(seen, self.posterior.params)
+        self.decoder.setup(beside(self.z, self.context), self.likelihood.params)
+        self._refuse_misfits(seen)
+
+    @torch.no_grad()
+    def _refuse_misfits(self, seen: tuple[int, ...]) -> None:
+        with seeded(0), in_mode(self, False):
+            inputs, context = beside(self.z, self.context), torch.zeros(2, *self.context)
+            refuse_networks(
+                (
+                    ("encoder", self.encoder, seen, self.posterior.params),
+                    ("decoder", self.decoder, inputs, self.likelihood.params),
+                )
+            )
+            refuse_likelihood(self.likelihood, self.missing)
+            refuse_latent(self.prior, self.posterior, Guide(self.q), self.z, context)
+
+    def q(self, seen: Tensor) -> dist.Distribution:
+        """The guide's distribution of z, from what the encoder sees of x and c."""
+        return self.posterior(self.encoder(seen))
+
+    def p(self, z: Tensor, batch: Batch) -> dist.Distribution:
+        """The likelihood's distribution of x, for the rows of a batch."""
+        inputs = join(z, self._context(batch), self.z, self.context)
+        return self.likelihood.of(self.decoder(inputs), batch)
+
+    def see(self, batch: Batch) -> Tensor:
+        """What the encoder sees of x and c."""
+        seen = see(self.likelihood, batch.x, self.missing)
+        shape = seen_shape(self.likelihood, self.missing)
+        return join(seen, self._context(batch), shape, self.context)
+
+    def model(self, batch: Batch) -> Tensor:
+        batch = as_batch(batch)
+        pyro.module("conditional_vae", self)
+        with pyro.plate("data", len(batch), dim=-1):
+            z = pyro.sample("z", self.prior(Guide(self.q, batch.index), batch.context))
+            return pyro.sample("x", self.p(z, batch), obs=batch.x)
+
+    def guide(self, batch: Batch) -> None:
+        batch = as_batch(batch)
+        pyro.module("conditional_vae", self)
+        with pyro.plate("data", len(batch), dim=-1):
+            pyro.sample("z", self.q(self.see(batch)))
+
+    def start(self, batch: Batch) -> None:
+        batch = batch.filled()
+        begin(self.likelihood, self.decoder, batch, self.marginal_start)
+        self.prior.start(self.see(batch))
+
+    def check(self, batch: Batch) -> None:
+        super().check(batch)
+        self.likelihood.check(batch)
+
+    def require(self, batch: Batch) -> None:
+        context = self._context(batch)
+        if tuple(context.shape) != (len(batch), *self.context):
+            raise Error(
+                f"the context of {len(batch)} rows should have the shape "
+                f"{(len(batch), *self.context)}, got {tuple(context.shape)}"
+            )
+        if not context.isfinite().all():
+            raise Error("the context holds NaN or infinite values: only x can be missing")
+
+    def _context(self, batch: Batch) -> Tensor:
+        if batch.context is None:
+            raise Error(f"the model '{self.kind}' needs a context for each row: Batch(x, context)")
+        return batch.context
+
+    def blank(self, x: Tensor) -> Batch:
+        return Batch(self.likelihood.blank(x))
+
+    @classmethod
+    def examples(cls) -> Iterable["ConditionalVAE"]:
+        return (
+            cls(x=(3,), z=(2,), context=(2,)),
+            cls(x=(1, 2, 2), z=(2,), context=(1, 2, 2), likelihood=Normal()),
+        )
+
+    @property
+    def observation(self) -> Family:
+        return self.likelihood
+
+    @property
+    def tag(self) -> Tag:
+        given = ", ".join(filter(None, ("the context", self.likelihood.conditions)))
+        return Tag(self.likelihood.measure, given)
