@@ -5,8 +5,10 @@ from .data import Data, load
 from .errors import Error
 from .evaluate import (
     Comparison,
+    Imputations,
     LogLikelihood,
     compare,
+    impute,
     latents,
     log_likelihood,
     log_weights,
@@ -14,25 +16,41 @@ from .evaluate import (
     select,
 )
 from .fitting import FitError, History, fit
-from .models import VAE, Mixture, Model, Pair, Transformed
+from .models import (
+    VAE,
+    ConditionalVAE,
+    HierarchicalVAE,
+    Mixture,
+    Model,
+    Pair,
+    SemiSupervisedVAE,
+    Stochastic,
+    Transformed,
+)
 from .runs import open_run, save
 
 __all__ = [
     "VAE",
     "Batch",
     "Comparison",
+    "ConditionalVAE",
     "Data",
     "Error",
     "FitError",
+    "HierarchicalVAE",
     "History",
+    "Imputations",
     "LogLikelihood",
     "Mixture",
     "Model",
     "Pair",
+    "SemiSupervisedVAE",
+    "Stochastic",
     "Transformed",
     "compare",
     "families",
     "fit",
+    "impute",
     "latents",
     "load",
     "log_likelihood",

@@ -59,12 +59,12 @@ def log_weights(model: Model, data: Any, particles: int = 1) -> Tensor:
         Error: a latent outside the plate of the rows.
     """
     batch = as_batch(data).to(*destination(model))
-    guide, joint = _traces(model, batch, pyro.plate("particles", particles, dim=-2))
-    log_p, log_q = (_log_density(trace, particles, len(batch)) for trace in (joint, guide))
+    guide, joint = paired_traces(model, batch, pyro.plate("particles", particles, dim=-2))
+    log_p, log_q = (log_density(trace, particles, len(batch)) for trace in (joint, guide))
     return log_p - log_q
 
 
-def _traces(
+def paired_traces(
     model: Model, batch: Batch, plate: AbstractContextManager[Any]
 ) -> tuple[poutine.Trace, poutine.Trace]:
     """The guide's run inside a plate, and the model's on the same latents."""
@@ -109,7 +109,8 @@ def _refuse_global(trace: poutine.Trace, rows: int) -> None:
             )
 
 
-def _log_density(trace: poutine.Trace, particles: int, rows: int) -> Tensor:
+def log_density(trace: poutine.Trace, particles: int, rows: int) -> Tensor:
+    """The sum of the unscaled log densities of all sites, shape `(particles, rows)`."""
     _refuse_global(trace, rows)
     total = torch.zeros(())
     for _, site in _sites(trace):
@@ -251,7 +252,7 @@ def log_likelihood(
         model.check(batch)
         if model.exact:
             return _exact(model.log_prob(batch), math.prod(model.event))
-        for trace in _traces(model, batch[:1], nullcontext()):
+        for trace in paired_traces(model, batch[:1], nullcontext()):
             _refuse_global(trace, 1)
         blocks = list(_blocks(model, batch, particles))
     value, mcse, ess, khat, elbo = (np.concatenate(column) for column in zip(*blocks, strict=True))
@@ -351,7 +352,7 @@ def _guided(
     plate = pyro.plate("particles", particles, dim=-2)
     with torch.no_grad(), seeded(seed), in_mode(model, False):
         batch = as_batch(data).to(*destination(model))
-        yield batch, plate, _traces(model, batch, plate)[0]
+        yield batch, plate, paired_traces(model, batch, plate)[0]
 
 
 def bound(model: Model, data: Any, seed: int = 0) -> float:
