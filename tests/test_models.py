@@ -218,17 +218,15 @@ def test_a_linear_hierarchy_gives_the_exact_density():
         mean, covariance = w @ mean + b, w @ covariance @ w.mT + scale**2 * torch.eye(len(b))
     exact = dist.MultivariateNormal(mean, covariance).log_prob(x)
     assert within(log_likelihood(vae, x, particles=4000), exact)
-    assert set(pyro.poutine.trace(vae.guide).get_trace(Batch(x)).stochastic_nodes) >= {
-        "z1",
-        "z2",
-        "z3",
-    }
+    with vae.scope():
+        sites = pyro.poutine.trace(vae.guide).get_trace(Batch(x)).stochastic_nodes
+    assert {"z1", "z2", "z3"} <= set(sites)
 
 
 def test_the_layers_of_a_hierarchy_are_checked():
     with pytest.raises(Error, match="layers: a hierarchy has at least one layer"):
         HierarchicalVAE(x=(4,), z=(2,), layers=())
-    with pytest.raises(Error, match=r"layers\.0: posterior: bernoulli cannot be the guide"):
+    with pytest.raises(Error, match=r"layers\.0\.posterior: bernoulli cannot be the guide"):
         HierarchicalVAE(x=(4,), z=(2,), layers=[Stochastic(z=(2,), posterior="bernoulli")])
     with pytest.raises(Error, match=r"layers\.0\.family: unknown family 'norml'"):
         HierarchicalVAE(
@@ -370,4 +368,4 @@ def test_imputation_of_breast_cancer_beats_column_means_and_covers():
 def test_imputation_beats_column_means():
     relative, covered = remove_and_impute(0, epochs=60)
     assert relative < 0.7
-    assert 0.8 < covered < 0.97
+    assert 0.85 < covered < 0.99

@@ -96,7 +96,7 @@ def impute(model: Model, data: Any, draws: int = 100, seed: int = 0) -> Imputati
             guide, joint = paired_traces(model, rows, pyro.plate("particles", draws, dim=-2))
             log_w = [log_density(trace, draws, len(rows)) for trace in (joint, guide)]
             x = _completed(joint, rows.x).expand(draws, *rows.x.shape)
-            parts.append((x, (log_w[0] - log_w[1]).softmax(0)))
+            parts.append((x, (log_w[0] - log_w[1])[0].softmax(0)))
     values, weights = (torch.cat(column, 1) for column in zip(*parts, strict=True))
     return Imputations(values, weights, batch.x.isnan())
 

@@ -4,6 +4,9 @@ Everything here is a reduction of one quantity, the log-weight
 
     log w_k = log p(x, z_k) - log q(z_k | x),   z_k ~ q(z | x),   E[w_k] = p(x) .
 
+A discrete latent of few states is summed over in w_k rather than drawn: its states are then no
+part of the error.
+
 The estimate log p^_K = log (1/K) \sum_k w_k is, in expectation, a lower bound on log p(x) that
 rises with K, from the ELBO at K = 1 (Importance Weighted Autoencoders, Burda, Grosse &
 Salakhutdinov, 2016, https://arxiv.org/abs/1509.00519). Four figures say how far to trust it:
@@ -59,17 +62,23 @@ def log_weights(model: Model, data: Any, particles: int = 1) -> Tensor:
         Error: a latent outside the plate of the rows.
     """
     batch = as_batch(data).to(*destination(model))
-    guide, joint = paired_traces(model, batch, pyro.plate("particles", particles, dim=-2))
-    log_p, log_q = (log_density(trace, particles, len(batch)) for trace in (joint, guide))
-    return log_p - log_q
+    plate = pyro.plate("particles", particles, dim=-2)
+    guide, joint = paired_traces(model, batch, plate, enumerates=model.enumerates)
+    log_p = log_density(joint, particles, len(batch))
+    log_q = log_density(guide, particles, len(batch), drawn=True)
+    return (log_p - log_q).flatten(0, -3).logsumexp(0)
 
 
 def paired_traces(
-    model: Model, batch: Batch, plate: AbstractContextManager[Any]
+    model: Model, batch: Batch, plate: AbstractContextManager[Any], enumerates: bool = False
 ) -> tuple[poutine.Trace, poutine.Trace]:
-    """The guide's run inside a plate, and the model's on the same latents."""
+    """The guide's run inside a plate, and the model's on the same latents.
+
+    Where it enumerates, a latent that can be summed over takes all its values instead of being
+    drawn, along a dimension to the left of the particles.
+    """
     with model.scope(), unchecked():
-        with plate:
+        with plate, poutine.enum(first_available_dim=-3) if enumerates else nullcontext():
             guide = poutine.trace(model.guide).get_trace(batch)
         with plate:
             joint = poutine.trace(poutine.replay(model.model, trace=guide)).get_trace(batch)
@@ -109,14 +118,18 @@ def _refuse_global(trace: poutine.Trace, rows: int) -> None:
             )
 
 
-def log_density(trace: poutine.Trace, particles: int, rows: int) -> Tensor:
-    """The sum of the unscaled log densities of all sites, shape `(particles, rows)`."""
+def log_density(trace: poutine.Trace, particles: int, rows: int, drawn: bool = False) -> Tensor:
+    """The sum of the unscaled log densities of all sites, or of those that were drawn.
+
+    Its shape is `(states, particles, rows)`, with one state where nothing is enumerated.
+    """
     _refuse_global(trace, rows)
     total = torch.zeros(())
     for _, site in _sites(trace):
-        entry = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
-        total = total + scale_and_mask(entry, mask=site["mask"])
-    return total.expand(particles, rows)
+        if not (drawn and "_enumerate_dim" in site["infer"]):
+            entry = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+            total = total + scale_and_mask(entry, mask=site["mask"])
+    return total.expand(torch.broadcast_shapes(total.shape, (1, particles, rows)))
 
 
 @dataclass(frozen=True, eq=False)
