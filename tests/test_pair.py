@@ -123,7 +123,7 @@ def test_a_pair_can_be_saved_where_its_functions_have_names(tmp_path):
     history = fit(pair, x, epochs=2, batch_size=30, dtype="float32")
     save(pair, tmp_path / "run", history)
     again = open_run(tmp_path / "run").model
-    assert again.model.function is model
+    assert again.model.value is model
     assert (
         log_likelihood(again, x, particles=5).value == log_likelihood(pair, x, particles=5).value
     ).all()

@@ -7,7 +7,6 @@ saved, moved and counted like every other model.
 """
 
 import inspect
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
@@ -22,62 +21,44 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
-from pyrovae.batch import Batch, as_batch
+from pyrovae.batch import ENTRIES, Batch, as_batch
 from pyrovae.errors import Error
 from pyrovae.models.model import Model, Tag, observed
+from pyrovae.named import Named, find
 from pyrovae.part import Shape
 from pyrovae.place import destination, seeded, unchecked
 
 
-class Program:
+class Program(Named):
     """A function of plain tensors as a function of a batch, called with the entries it has.
 
-    Args:
-        function: takes x, then context, labels and offset where they are given.
+    The function takes x, then context, labels and offset where they are given.
     """
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.function = function
-
     def __call__(self, batch: Batch) -> Any:
-        return self.function(*as_batch(batch).entries)
+        return self.value(*as_batch(batch).entries)
 
-    def __repr__(self) -> str:
-        return f"{self.function.__module__}:{self.function.__qualname__}"
-
-    def address(self) -> str:
-        """`module:name`, under which a spec finds the function again."""
-        address = repr(self)
-        module = sys.modules[self.function.__module__]
-        if address.startswith("__main__:"):
+    def require(self, batch: Batch) -> None:
+        """Refuse rows whose entries the function does not take."""
+        try:
+            inspect.signature(self.value).bind(*batch.entries)
+        except TypeError:
+            there = (name for name in ENTRIES if getattr(batch, name) is not None)
             raise Error(
-                f"'{address}' is known to this script only: move it to a module to save it"
-            )
-        if getattr(module, self.function.__qualname__, None) is not self.function:
-            raise Error(
-                f"'{address}' is not a function at the top of a module: a spec cannot name it; "
-                "define one there that calls it"
-            )
-        return address
+                f"'{self}' takes {inspect.signature(self.value)}, the rows have "
+                f"{', '.join(there)}: it should take these, in this order"
+            ) from None
 
     @classmethod
     def parse(cls, value: Any) -> "Program":
-        """The program of a function, or of the address of one in an imported module."""
-        if isinstance(value, str):
-            value = _find(value)
-        if not callable(value):
+        """The program of a function, or of the import path of one in an imported module."""
+        if isinstance(value, Program):
+            return value
+        path = value if isinstance(value, str) else None
+        function = find(path) if path else value
+        if not callable(function):
             raise Error(f"should be a function or 'module:name', got {value!r}")
-        return value if isinstance(value, Program) else cls(value)
-
-
-def _find(address: str) -> Any:
-    module, _, name = address.partition(":")
-    if module not in sys.modules:
-        raise Error(f"the module of '{address}' has not been imported: name it in 'import'")
-    found = getattr(sys.modules[module], name, None)
-    if found is None:
-        raise Error(f"the module '{module}' has no '{name}'")
-    return found
+        return cls(function, path)
 
 
 Function = Annotated[
@@ -96,11 +77,13 @@ class Pair(Model):
         model: p(x, z); takes the rows x, `(rows, *x)`, and observes them.
         guide: q(z | x); takes the same arguments.
         x: the event shape of the data; without it, that of the first rows seen.
+        context: the event shape of what the rows are conditioned on, if anything; likewise.
     """
 
     model: Function
     guide: Function
     x: Shape | None = None
+    context: Shape | None = None
 
     def setup(self) -> None:
         self.state: StateDict = {"params": {}, "constraints": {}}
@@ -117,7 +100,9 @@ class Pair(Model):
         """
         if self.observed is not None:
             return
+        self.require(batch)
         self.x = self.x or tuple(batch.x.shape[1:])
+        self.context = None if batch.context is None else tuple(batch.context.shape[1:])
         plain = batch.to(*destination(self))
         with self.scope(), unchecked():
             guide = poutine.trace(self.guide).get_trace(plain)
@@ -130,6 +115,10 @@ class Pair(Model):
         support = sites[-1]["fn"].support
         self.observed = _of_every_row(getattr(support, "base_constraint", support))
         self.to(batch.x.device, batch.x.dtype)
+
+    def require(self, batch: Batch) -> None:
+        for program in (self.model, self.guide):
+            program.require(batch)  # type: ignore[attr-defined]
 
     def check(self, batch: Batch) -> None:
         self.start(batch)
@@ -160,7 +149,8 @@ class Pair(Model):
                 dtype = next(
                     tensor.dtype for name, tensor in state.items() if name.startswith(prefix)
                 )
-                self.start(Batch(torch.zeros(1, *self.event, dtype=dtype)))
+                context = torch.zeros(1, *self.context, dtype=dtype) if self.context else None
+                self.start(Batch(torch.zeros(1, *self.event, dtype=dtype), context))
         super()._load_from_state_dict(state, prefix, *args)
 
     @classmethod
@@ -174,10 +164,15 @@ class Pair(Model):
         return self.x
 
     @property
+    def names(self) -> tuple[str, ...]:
+        return ()
+
+    @property
     def tag(self) -> Tag:
         if self.observed is None:
             return Tag("unknown")
-        return Tag("counting" if self.support.is_discrete else "lebesgue")
+        measure = "counting" if self.support.is_discrete else "lebesgue"
+        return Tag(measure, "the context" if self.context else "")
 
     @property
     def support(self) -> Constraint:
@@ -188,7 +183,7 @@ class Pair(Model):
 
 def _modules(program: Any) -> Iterator[tuple[str, nn.Module]]:
     """The modules that a program is a method of, or refers to by a name of its own or a global."""
-    function = program.function
+    function = program.value
     owner = getattr(function, "__self__", function)
     if isinstance(owner, nn.Module):
         yield type(owner).__name__, owner
