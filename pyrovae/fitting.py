@@ -143,11 +143,11 @@ def fit(
     began, method = time.perf_counter(), method or model.method
     place = destination(model, device, dtype or ("float64" if method == "em" else None))
     with seeded(seed), progress_bar(model.kind, progress) as bar:
-        rows = _placed(train, "train", place)
+        rows = rows_on(train, "train", place)
         everything = as_batch(rows)
         held_out = None
         if validation is not None:
-            held_out = as_batch(_placed(validation, "validation", place))
+            held_out = as_batch(rows_on(validation, "validation", place))
         refuse(model, everything, held_out, method, batch_size, patience)
         objective.build(model.enumerates)
         batch_size = batch_size or min(128, len(rows))
@@ -167,11 +167,11 @@ def fit(
                 learning_rate=learning_rate,
                 advance=bar.advance,
             )
-            history = _fit_svi(model, passes, held_out, bar, patience)
+            history = run_epochs(model, passes, held_out, bar, patience)
     return replace(history, seconds=time.perf_counter() - began)
 
 
-def _fit_svi(
+def run_epochs(
     model: Model, passes: Iterator[Epoch], held_out: Batch | None, bar: Bar, patience: int | None
 ) -> History:
     """Run the epochs, and end at the weights that were best on validation rows, if there are."""
@@ -239,7 +239,8 @@ def _judged(
         raise FitError(str(error), history) from None
 
 
-def _placed(data: Any, name: str, place: Place) -> Rows:
+def rows_on(data: Any, name: str, place: Place) -> Rows:
+    """`as_rows` at a place, with the name of the rows in the error."""
     try:
         return as_rows(data).to(*place)
     except Error as error:

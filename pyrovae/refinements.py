@@ -19,7 +19,7 @@ from torch import Tensor
 from pyrovae.part import Part
 
 Bound = Callable[[Tensor], Tensor]
-"""From the parameters of q, `(rows, *params)`, to an estimate of each row's ELBO, `(rows,)`."""
+"""From parameters of q, `(..., rows, *params)`, to estimates of each row's ELBO, `(..., rows)`."""
 
 
 class Refinement(Part):
@@ -48,17 +48,21 @@ class SemiAmortized(Refinement):
     Args:
         steps: how many.
         learning_rate: of a step, on h.
+        particles: draws that a step's gradient is averaged over. Few of them and a large step do
+            harm: noise takes h away from where the encoder had it.
     """
 
-    steps: PositiveInt = 5
-    learning_rate: PositiveFloat = 0.1
+    steps: PositiveInt = 10
+    learning_rate: PositiveFloat = 0.03
+    particles: PositiveInt = 8
 
     def forward(self, h: Tensor, bound: Bound) -> Tensor:
         training = torch.is_grad_enabled()
         with torch.enable_grad():
             h = h if training else h.detach().requires_grad_()
             for _ in range(self.steps):
-                (gradient,) = torch.autograd.grad(bound(h).sum(), h, create_graph=training)
+                rows = bound(h.expand(self.particles, *h.shape)).mean(0)
+                (gradient,) = torch.autograd.grad(rows.sum(), h, create_graph=training)
                 h = h + self.learning_rate * gradient
                 h = h if training else h.detach().requires_grad_()
         return h if training else h.detach()

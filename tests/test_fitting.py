@@ -237,8 +237,8 @@ def test_an_overflow_names_the_network():
             {},
             r"train: rows of the data have the shape \(5,\), the model's x has \(64,\)",
         ),
-        (X * torch.nan, None, {}, "train: 300 of 300 rows hold NaN or infinite values"),
-        (X / 0.0, None, {}, "train: 300 of 300 rows hold NaN"),
+        (X * torch.nan, None, {}, "train: 300 of 300 rows hold NaN, missing"),
+        (X / 0.0, None, {}, "train: 300 of 300 rows hold infinite values"),
         (
             X * 0.3,
             None,
