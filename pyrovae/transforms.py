@@ -7,8 +7,7 @@ it. For the latter, by Jensen's inequality,
     E_u log p(x + u) <= log \int p(x + u) du = log P(x),
 
 so a density of dequantised values bounds the probability of the whole numbers from below, on
-average over u (A note on the evaluation of generative models, Theis, van den Oord & Bethge, 2016,
-https://arxiv.org/abs/1511.01844).
+average over u.
 
 An *invertible* step is a `torch.distributions` transform T and belongs to the model, see
 `Transformed`: the log-Jacobian brings the density back to the raw scale.
@@ -84,10 +83,11 @@ class _Affine(AffineTransform):
 class Binarize(Transform):
     """Zeros and ones out of intensities, values from 0 to the largest of the training rows.
 
+    On the Quantitative Analysis of Deep Belief Networks (Salakhutdinov & Murray, 2008).
+
     Args:
         stochastic: a one with probability intensity / largest, drawn anew at every use in
-            training, and once, by the seed, for validation and test rows (On the quantitative
-            analysis of deep belief networks, Salakhutdinov & Murray, 2008).
+            training, and once, by the seed, for validation and test rows.
         threshold: without `stochastic`, a one where the intensity exceeds this fraction of the
             largest.
     """
@@ -113,7 +113,11 @@ class Binarize(Transform):
 
 
 class Dequantize(Transform):
-    """Whole numbers spread over the interval above, x + u, u uniform, drawn as for `Binarize`."""
+    """Whole numbers spread over the interval above, x + u, u uniform, drawn as for `Binarize`.
+
+    A Note on the Evaluation of Generative Models (Theis, van den Oord & Bethge, 2016,
+    https://arxiv.org/abs/1511.01844).
+    """
 
     @property
     def random(self) -> bool:

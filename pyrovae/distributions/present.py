@@ -21,12 +21,12 @@ class Present(dist.TorchDistribution):  # type: ignore[misc]
 
     Args:
         whole: the distribution of complete rows, an `Independent`.
-        inside: a number in the support of an entry.
+        inside: a number in the support of an entry; or one for each, in the event shape.
     """
 
     arg_constraints: ClassVar[dict[str, Constraint]] = {}
 
-    def __init__(self, whole: Any, inside: float = 0.0) -> None:
+    def __init__(self, whole: Any, inside: float | Tensor = 0.0) -> None:
         self.whole, self.inside = whole, inside
         super().__init__(whole.batch_shape, whole.event_shape, validate_args=False)
 
@@ -52,7 +52,9 @@ class Present(dist.TorchDistribution):  # type: ignore[misc]
 
     def complete(self, x: Tensor) -> Tensor:
         """x, `(..., *event)`, with each missing entry drawn given those that are there."""
-        return torch.where(x.isnan(), self.sample(), x)
+        leading = x.shape[: x.dim() - len(self.event_shape)]
+        draws = self.expand(torch.broadcast_shapes(leading, self.batch_shape)).sample()
+        return torch.where(x.isnan(), draws, x)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Self:
         return type(self)(self.whole.expand(batch_shape), self.inside)

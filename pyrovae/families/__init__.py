@@ -1,15 +1,63 @@
 """Families: p(x | h) and q(z | h), distributions whose parameters a network computes."""
 
-from pyrovae.families.continuous import FixedNormal, MultivariateNormal, Normal, SharedNormal
-from pyrovae.families.discrete import Bernoulli, Poisson
+from pyrovae.families.categorical import Categorical, OrderedLogistic
+from pyrovae.families.circular import VonMises
+from pyrovae.families.columns import Columns
+from pyrovae.families.continuous import (
+    FixedNormal,
+    Laplace,
+    LowRankNormal,
+    MultivariateNormal,
+    Normal,
+    SharedNormal,
+    StudentT,
+)
+from pyrovae.families.counts import (
+    NegativeBinomial,
+    Poisson,
+    ZeroInflatedNegativeBinomial,
+    ZeroInflatedPoisson,
+)
+from pyrovae.families.discrete import Bernoulli, BetaBinomial, Binomial
 from pyrovae.families.family import Family
+from pyrovae.families.flows import Flow
+from pyrovae.families.guides import MixtureOfNormals, OneHot, PowerSpherical
+from pyrovae.families.images import DiscretizedLogistic, DiscretizedLogisticMixture
+from pyrovae.families.positive import Gamma, LogNormal
+from pyrovae.families.totals import DirichletMultinomial, Multinomial
+from pyrovae.families.unit import Beta, ContinuousBernoulli, LogitNormal
 
 __all__ = [
     "Bernoulli",
+    "Beta",
+    "BetaBinomial",
+    "Binomial",
+    "Categorical",
+    "Columns",
+    "ContinuousBernoulli",
+    "DirichletMultinomial",
+    "DiscretizedLogistic",
+    "DiscretizedLogisticMixture",
     "Family",
     "FixedNormal",
+    "Flow",
+    "Gamma",
+    "Laplace",
+    "LogNormal",
+    "LogitNormal",
+    "LowRankNormal",
+    "MixtureOfNormals",
+    "Multinomial",
     "MultivariateNormal",
+    "NegativeBinomial",
     "Normal",
+    "OneHot",
+    "OrderedLogistic",
     "Poisson",
+    "PowerSpherical",
     "SharedNormal",
+    "StudentT",
+    "VonMises",
+    "ZeroInflatedNegativeBinomial",
+    "ZeroInflatedPoisson",
 ]

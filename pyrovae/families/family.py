@@ -27,7 +27,7 @@ from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
 from pyrovae.batch import Batch
-from pyrovae.distributions import Present, base, one_hot, sphere
+from pyrovae.distributions import Present, angle, base, one_hot, open_unit_interval, sphere
 from pyrovae.errors import Error
 from pyrovae.part import Part
 
@@ -37,7 +37,9 @@ _WORDS = {
     constraints.positive: "positive numbers",
     constraints.real: "finite real numbers",
     constraints.unit_interval: "numbers between 0 and 1",
+    angle: "angles in radians, from -pi to pi",
     one_hot: "one-hot vectors",
+    open_unit_interval: "numbers above 0 and below 1 (continuous-bernoulli takes 0 and 1 too)",
     sphere: "vectors of length 1",
 }
 
@@ -123,6 +125,23 @@ class Family(Part):
         """What an encoder sees of x, shape `(..., *seen)`."""
         return x
 
+    @property
+    def seen_missing(self) -> Size:
+        """The shape of `encode_missing` of one event."""
+        return self.seen if self.seen != self.event else Size((2 * self.seen[0], *self.seen[1:]))
+
+    def encode_missing(self, x: Tensor) -> Tensor:
+        """What an encoder sees of x where entries can be missing, NaN, `(..., *seen_missing)`.
+
+        Zeros in their place, and beside the row, along its first dimension, a mask that is 1 where
+        an entry is there. A one-hot code needs none: no class is all zeros.
+        """
+        seen = self.encode(x)
+        if self.seen != self.event:
+            return seen.nan_to_num(0.0)
+        there = ~x.isnan()
+        return torch.cat([torch.where(there, seen, 0.0), there.to(x)], -len(self.event))
+
     def start(self, x: Tensor) -> None:
         """Begin at the data, before the first step: all rows, shape `(rows, *event)`."""
 
@@ -146,8 +165,13 @@ class Family(Part):
         p = self(torch.zeros(1, *self.params))
         refuse_misfit(p, event)
         support = base(p.support)
-        if type(support) is not type(self.support):
+        if not isinstance(self.support, type(support)):
             raise Error(f"forward is over {support}, and the class says support = {self.support}")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the columns, where the family has been told."""
+        return ()
 
     @property
     def takes(self) -> str:
@@ -161,7 +185,8 @@ class Family(Part):
 
     def table(self, x: Tensor, h: Tensor) -> Tensor:
         """The densities log p(x_i | h_k), shape `(rows, components)`, of rows and a table of h."""
-        return self(h).log_prob(x.unsqueeze(1))
+        x = x.unsqueeze(1)
+        return self.given(h, Batch(x)).log_prob(x)
 
     def statistics(self, x: Tensor) -> Tensor:
         """The sufficient statistics T(x), shape `(rows, statistics)`, of rows `(rows, *event)`."""
