@@ -17,6 +17,9 @@ from torch.utils import _pytree as pytree
 
 from pyrovae.errors import Error
 
+ENTRIES = ("x", "context", "labels", "offset")
+"""What a batch holds beside the index of its rows, in order."""
+
 
 @dataclass(frozen=True, eq=False)
 class Batch:
@@ -86,13 +89,39 @@ class Batch:
         Raises:
             Error: differences between rows of x that the dtype cannot hold.
         """
-        _refuse_rounding(self.x, dtype)
+        _refuse_rounding("x", self.x, dtype)
+        if self.context is not None:
+            _refuse_rounding("context", self.context, dtype)
         whole = {
             name: entry.to(device)
             for name in ("labels", "index")
             if (entry := getattr(self, name)) is not None
         }
         return replace(self.map(lambda entry: entry.to(device, dtype)), **whole)
+
+    def check(self) -> None:
+        """Refuse entries that rows cannot be given; looked up for all rows at once, before a fit.
+
+        Raises:
+            Error: another number of rows, a context that is not finite, labels that are not whole
+                numbers, an offset that is not positive.
+        """
+        _refuse_misaligned(self)
+        if self.context is not None and not self.context.isfinite().all():
+            raise Error("the context holds NaN or infinite values: only x can be missing")
+        if self.labels is not None and (self.labels.dtype != torch.int64 or self.labels.ndim > 1):
+            raise Error(
+                "labels are whole numbers of the type torch.int64, shape (rows,), got "
+                f"{self.labels.dtype}, {tuple(self.labels.shape)}"
+            )
+        if self.offset is not None:
+            if self.offset.ndim > 1:
+                raise Error(f"the offset has the shape (rows,), got {tuple(self.offset.shape)}")
+            if len(bad := torch.nonzero(~((self.offset > 0) & self.offset.isfinite()))):
+                raise Error(
+                    f"size factors, the offset, are positive, got {self.offset[bad[0]].item():g} "
+                    f"in row {bad[0].item()}"
+                )
 
     def split(self, size: int) -> Iterator["Batch"]:
         """Batches of `size` rows, the last one of what is left."""
@@ -101,21 +130,34 @@ class Batch:
     @property
     def entries(self) -> tuple[Tensor, ...]:
         """What was given, in order: the arguments of a plain Pyro model."""
-        given = (self.x, self.context, self.labels, self.offset)
+        given = (getattr(self, name) for name in ENTRIES)
         return tuple(entry for entry in given if entry is not None)
 
 
 pytree.register_dataclass(Batch)
 
 
-def _refuse_rounding(x: Tensor, dtype: torch.dtype) -> None:
+def _refuse_misaligned(batch: Batch) -> None:
+    for field in fields(batch):
+        entry = getattr(batch, field.name)
+        if entry is not None and not isinstance(entry, Tensor):
+            raise Error(f"the {field.name} of a batch is a tensor, got {type(entry).__name__}")
+        if entry is not None and entry.shape[:1] != batch.x.shape[:1]:
+            wanted = (len(batch.x), *entry.shape[1:])
+            raise Error(
+                f"the {field.name} of {len(batch.x)} rows should have the shape {wanted}, "
+                f"got {tuple(entry.shape)}"
+            )
+
+
+def _refuse_rounding(name: str, x: Tensor, dtype: torch.dtype) -> None:
     if x.dtype != torch.float64 or dtype == torch.float64 or len(x) < 2:
         return
     x = torch.where(x.isnan(), x.nanmean(0), x)
     error, sd = (x - x.to(dtype)).abs().amax(0), x.std(0)
     if len(bad := torch.nonzero((sd > 0) & (error > 1e-2 * sd))):
         raise Error(
-            f"{dtype} is too coarse for the entries {bad[0].tolist()} of the rows, whose standard "
+            f"{dtype} is too coarse for the entries {bad[0].tolist()} of {name}, whose standard "
             f"deviation is {sd[tuple(bad[0])]:g}: pass dtype = 'float64', or subtract their mean"
         )
 
@@ -136,9 +178,11 @@ def as_rows(data: Any) -> Rows:
     """Rows from a `Batch`, a tensor, an array, a data frame, or anything that is rows already.
 
     Raises:
-        Error: the data are not numbers, or have no row.
+        Error: the data are not numbers, or have no row; entries of a batch differ in length.
     """
     rows = data if hasattr(data, "to") and not isinstance(data, Tensor) else Batch(_tensor(data))
+    if isinstance(rows, Batch):
+        _refuse_misaligned(rows)
     if len(rows) == 0:
         raise Error("the data have no row")
     return rows

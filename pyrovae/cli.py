@@ -97,13 +97,14 @@ def sample(
     force: Force = False,
     imports: Imports = None,
 ) -> None:
-    """Draw new rows from the model of a run."""
-    from pyrovae.runs import open_run, write_samples
+    """Draw new rows from the model of a run, given what its test rows are, if anything."""
+    from pyrovae.experiment import sample_run
+    from pyrovae.runs import open_run
     from pyrovae.specs import import_modules
 
     import_modules(imports or (), Path())
-    path = write_samples(open_run(run), rows, seed, out or run / "samples.npy", force)
-    typer.echo(f"{rows} rows in {path}")
+    path = out or run / "samples.npy"
+    sample_run(open_run(run), rows, seed, path, force, typer.echo)
 
 
 @app.command(name="list")

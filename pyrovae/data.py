@@ -3,12 +3,15 @@
 The split is a function of the seed; a set with an official test part keeps it. Noise of the
 preprocessing is drawn anew at every use of a training row, and once, by the seed, for validation
 and test rows: all models are tested on the same x.
+
+What a row is given (a context, a label, a size factor) is read beside x and stays with its row.
+NaN in x is a missing entry; whether a model can do without it is for the model to say.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +19,9 @@ import torch
 from pydantic import Field, NonNegativeInt
 from torch import Tensor
 
-from pyrovae.batch import Batch, Rows
+from pyrovae.batch import ENTRIES, Batch, Rows
+from pyrovae.columns import Levels
+from pyrovae.conditions import Column, Context, conditions
 from pyrovae.errors import Error
 from pyrovae.models import Model, Transformed
 from pyrovae.part import validated
@@ -71,7 +76,10 @@ class Data:
         columns: their names, for tables.
         quantised: whether all values are whole, for which a density would be without bound.
         transforms: the invertible steps, which go into the model.
-        fingerprint: of the values and the split.
+        fingerprint: of the values, of what rows are given, and of the split.
+        classes: the names of the labels 0, 1, ...; empty without labels.
+        levels: of each column that is a category, the names of its codes 0, 1, ..., or in a
+            context of its columns of zeros and ones.
     """
 
     name: str
@@ -82,11 +90,24 @@ class Data:
     quantised: bool
     transforms: tuple[Transform, ...]
     fingerprint: str
+    classes: Levels = ()
+    levels: Mapping[str, Levels] = field(default_factory=dict)
 
     @property
     def event(self) -> tuple[int, ...]:
         """The shape of one row."""
         return tuple(self.test.x.shape[1:])
+
+    @property
+    def context(self) -> tuple[int, ...] | None:
+        """The shape of the context of one row, `None` without a context."""
+        return None if self.test.context is None else tuple(self.test.context.shape[1:])
+
+    @property
+    def declares(self) -> dict[str, Any]:
+        """The fields of a model that the data decide: x, and context and classes if given."""
+        known = {"x": self.event, "context": self.context, "classes": len(self.classes)}
+        return {name: value for name, value in known.items() if value}
 
     def wrap(self, model: Model) -> Model:
         """The model behind each invertible transform that it has not yet, with its Jacobian.
@@ -117,7 +138,7 @@ class Data:
         return tuple(getattr(self, name) for name in names)
 
     def _refuse_density_of_levels(self, model: Model) -> None:
-        if self.quantised and model.tag.measure == "lebesgue":
+        if self.quantised and "lebesgue" in model.tag.measure:
             raise Error(
                 f"the values of '{self.name}' are whole levels, of which a density has no bound: "
                 "add the transform 'dequantize', or choose a likelihood of probabilities"
@@ -137,6 +158,10 @@ def load(
     name: str | None = None,
     path: str | None = None,
     columns: tuple[str, ...] | None = None,
+    categories: tuple[str, ...] = (),
+    context: Context = None,
+    labels: Column = None,
+    offset: Column = None,
     transforms: tuple[Transform, ...] = (),
     validation: Fraction = 0.15,
     test: Annotated[float, Field(gt=0, lt=1)] = 0.2,
@@ -145,13 +170,23 @@ def load(
 ) -> Data:
     """Load rows, preprocess and split them.
 
+    NaN in x is a missing entry, for models with `missing = true`. In the sets of scikit-learn and
+    mnist the class of a row is a column beside x, called "target".
+
     Args:
         data: an array, a tensor or a data frame, shape `(rows, *x)`, or a name or path as below.
         name: `digits` (unless something else is given), `wine`, `breast-cancer`, `iris` or
             `mnist`.
         path: a file (npy, npz, csv, parquet, idx, gzipped or not); for `mnist` the folder of its
             idx files.
-        columns: those of a table to use; all unless given.
+        columns: those of a table to use as x; all that are not named below unless given.
+        categories: columns, of words or numbers, whose levels become codes 0, 1, ... in x, or
+            columns of zeros and ones in a context.
+        context: what rows are conditioned on: names of columns, which leave x and of which those
+            of words become zeros and ones; or an array, shape `(rows, *context)`.
+        labels: a column, or an array of the shape `(rows,)`, of whole numbers or words; missing
+            where it is NaN, empty or -1.
+        offset: a column, or an array of the shape `(rows,)`, of size factors, positive.
         transforms: preprocessing steps; noise before invertible ones.
         validation: the fraction of the training rows that is set aside for validation.
         test: the fraction of all rows that is set aside for test, where the set has no official
@@ -161,20 +196,24 @@ def load(
 
     Raises:
         Error: an unknown name, a missing or unreadable file, columns that are not numbers, no
-            rows.
+            rows, what does not belong to the rows.
 
     Example:
-        >>> data = load("iris")
+        >>> data = load("iris", labels="target")
         >>> data.event, len(data.train), len(data.validation), len(data.test)
         ((4,), 102, 18, 30)
+        >>> data.classes
+        ('setosa', 'versicolor', 'virginica')
     """
     source = _source(data, name, path)
-    x = torch.as_tensor(source.choose(columns).x)
+    given = conditions(source, context, labels, offset, categories)
+    chosen = source.choose(columns, categories, given.columns)
+    x = torch.as_tensor(chosen.x)
     x = x.flatten(1) if flatten else x
     if not x.numel():
         what = "no column" if len(x) else "no row"
         raise Error(f"'{source.name}' has {what}", "data")
-    _finite(x, source.name)
+    _refuse_infinite(x, source.name)
     train, held_out, tested = _split(len(x), source.official, validation, test, seed)
     noise = [deepcopy(step) for step in transforms if not step.invertible]
     if any(step.invertible for step in transforms[: len(noise)]):
@@ -183,28 +222,34 @@ def load(
             "data.transforms",
         )
     place = (torch.device("cpu"), torch.float64 if x.dtype == torch.float64 else torch.float32)
-    rows = Batch(x[train]).to(*place)
-    for index, step in enumerate(noise):
-        step.setup(tuple(rows.x.shape[1:]))
-        step.to(*place)
-        step.start(prepared(rows, noise[:index]).x)
+    parts = (Batch(x, **given.entries)[part].to(*place) for part in (train, held_out, tested))
+    rows, *others = parts
+    _refuse_empty(rows.x, source.name, chosen.columns)
     with seeded(seed):
-        judged = [prepared(Batch(x[index]).to(*place), noise) for index in (held_out, tested)]
+        for index, step in enumerate(noise):
+            step.setup(tuple(rows.x.shape[1:]))
+            step.to(*place)
+            step.start(prepared(rows, noise[:index]).filled().x)
+    with seeded(seed):
+        judged = [prepared(part, noise) for part in others]
     return Data(
         name=source.name,
         train=Noisy(rows, noise) if any(step.random for step in noise) else prepared(rows, noise),
         validation=judged[0] if len(held_out) else None,
         test=judged[1],
-        columns=columns or source.columns,
+        columns=chosen.columns,
         quantised=_whole(judged[1].x),
         transforms=tuple(step for step in transforms if step.invertible),
-        fingerprint=_fingerprint(rows.x, *(batch.x for batch in judged)),
+        fingerprint=_fingerprint(rows, *judged),
+        classes=given.classes,
+        levels={**given.levels, **chosen.levels},
     )
 
 
 def _whole(x: Tensor) -> bool:
     """Whether all values are whole, where the precision leaves room for others."""
-    return bool((x == x.round()).all() and x.abs().max() < 2**20)
+    x = x[~x.isnan()]
+    return bool((x == x.round()).all() and (x.abs() < 2**20).all())
 
 
 def _source(data: Any, name: str | None, path: str | None) -> Table:
@@ -238,17 +283,32 @@ def _split(
     return train, held_out, tested
 
 
-def _finite(x: Tensor, name: str) -> None:
-    if x.is_floating_point() and len(bad := torch.nonzero(~x.flatten(1).isfinite().all(-1))):
+def _refuse_infinite(x: Tensor, name: str) -> None:
+    if x.is_floating_point() and len(bad := torch.nonzero(x.flatten(1).isinf().any(-1))):
         raise Error(
-            f"{len(bad)} of {len(x)} rows of '{name}' hold NaN or infinite values, "
+            f"{len(bad)} of {len(x)} rows of '{name}' hold infinite values, "
             f"first row {bad[0].item()}",
             "data",
         )
 
 
-def _fingerprint(*tensors: Tensor) -> str:
+def _refuse_empty(x: Tensor, name: str, columns: tuple[str, ...]) -> None:
+    """Refuse entries that are missing in all training rows, of which nothing can be learnt."""
+    if not len(empty := torch.nonzero(x.isnan().all(0))):
+        return
+    place = empty[0].tolist()
+    if x.ndim == 2:
+        what = f"column '{columns[place[0]] if columns else place[0] + 1}'"
+    else:
+        what = f"the entry {place}"
+    raise Error(f"{what} of '{name}' is missing in every training row: leave it out", "data")
+
+
+def _fingerprint(*batches: Batch) -> str:
     digest = hashlib.blake2b(digest_size=8)
-    for tensor in tensors:
-        digest.update(tensor.contiguous().numpy().tobytes())
+    for name in ENTRIES:
+        for batch in batches:
+            if (entry := getattr(batch, name)) is not None:
+                digest.update(b"" if name == "x" else name.encode())
+                digest.update(entry.contiguous().numpy().tobytes())
     return digest.hexdigest()

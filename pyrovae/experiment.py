@@ -5,15 +5,17 @@ every candidate of a choice is built and shown the data, and folders are looked 
 anything fitted.
 """
 
+import functools
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import tomli_w
+import torch
 
-from pyrovae.batch import as_batch
+from pyrovae.batch import Batch, as_batch
 from pyrovae.data import Data, load
 from pyrovae.errors import Error
 from pyrovae.evaluate import Comparison, LogLikelihood, log_likelihood, select
@@ -22,6 +24,7 @@ from pyrovae.fitting import FitError, History, check_rows, fit, refuse
 from pyrovae.models import Model
 from pyrovae.part import check, keywords
 from pyrovae.place import destination, seeded
+from pyrovae.proposal import propose, settled
 from pyrovae.runs import (
     Run,
     is_run,
@@ -31,6 +34,7 @@ from pyrovae.runs import (
     refuse_uncreatable,
     save,
     write,
+    write_samples,
 )
 from pyrovae.specs import Spec, build, candidates
 
@@ -126,6 +130,22 @@ def plan(spec: Spec, data: Data) -> dict[str, Plan]:
     return plans
 
 
+def _settled(spec: Spec, data: Data, say: Say) -> Spec:
+    """The spec with the families of all columns decided; what is proposed for them is said."""
+
+    @functools.cache
+    def proposed() -> dict[str, Any]:
+        proposal = propose(data)
+        say(str(proposal))
+        return proposal.columns
+
+    models = {
+        name: settled(table, data.columns, proposed, _path(name))
+        for name, table in spec.models.items()
+    }
+    return replace(spec, models=models)
+
+
 def _named(models: dict[str, list[tuple[str, Model]]]) -> dict[str, Model]:
     return {f"{name} {label}".strip(): m for name, list_ in models.items() for label, m in list_}
 
@@ -139,7 +159,7 @@ def _candidates(spec: Spec, name: str, data: Data) -> list[tuple[str, Model]]:
     models = []
     for label, table in candidates(spec.models[name], _path(name)):
         with seeded(spec.train[name].get("seed", 0)):
-            models.append((label, build(table, data.event, _path(name))))
+            models.append((label, build(table, data.declares, _path(name))))
     return models
 
 
@@ -165,7 +185,8 @@ def fit_spec(spec: Spec, folder: Path, force: bool, say: Say) -> Run:
             f"'{spec.name}' has several models: use pyrovae compare, or keep one as [model]"
         )
     refuse_existing(folder, force)
-    run = plan(spec, spec.load())["model"].fit(folder, force)
+    data = spec.load()
+    run = plan(_settled(spec, data, say), data)["model"].fit(folder, force)
     say(
         f"{spec.models['model']['kind']}: {run.results['stopped']} "
         f"after {run.results['epochs']} epochs, {run.results['seconds']:.1f} s"
@@ -185,9 +206,7 @@ def evaluate_run(
     """
     if "failed" in run.results:
         raise Error(f"the fit in '{run.folder}' failed: {run.results['failed']}")
-    data = data or load(**check(keywords(load), run.spec.get("data", {}), "data"))
-    if data.fingerprint != run.results.get("fingerprint", data.fingerprint):
-        raise Error(f"the data of '{run.folder}' are not those that it was fitted to", "data")
+    data = data or _data_of(run)
     table = run.spec.get("evaluate", {}) if settings is None else settings
     settings = check(keywords(log_likelihood), table, "evaluate")
     check_rows(run.model, data.test, "test")
@@ -197,10 +216,34 @@ def evaluate_run(
     return result
 
 
+def _data_of(run: Run) -> Data:
+    """The data that a run was fitted to."""
+    data = load(**check(keywords(load), run.spec.get("data", {}), "data"))
+    if data.fingerprint != run.results.get("fingerprint", data.fingerprint):
+        raise Error(f"the data of '{run.folder}' are not those that it was fitted to", "data")
+    return data
+
+
+def sample_run(run: Run, rows: int, seed: int, path: Path, force: bool, say: Say) -> None:
+    """Draw rows from the model of a run into a file.
+
+    Where the data of the run have a context or size factors, new rows are drawn given those of its
+    test rows, in order and, where more are asked for than there are, over again.
+    """
+    chosen: int | Batch = rows
+    given = [name for name in ("context", "offset") if name in run.spec.get("data", {})]
+    if given:
+        test = _data_of(run).test
+        chosen = test[torch.arange(rows) % len(test)]
+    write_samples(run, chosen, seed, path, force)
+    say(f"{rows} rows in {path}" + (f", given the {given[0]} of the test rows" if given else ""))
+
+
 def compare_spec(spec: Spec, folder: Path, force: bool, say: Say) -> Comparison:
     """Compare the models of a spec on the test rows; finished runs of the same spec are reused."""
     _comparison_folder(folder)
     data = spec.load()
+    spec = _settled(spec, data, say)
     plans = plan(spec, data)
     finished = {name: _finished(item, folder / name, force) for name, item in plans.items()}
     runs = {}

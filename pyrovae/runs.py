@@ -29,6 +29,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from pyrovae.batch import Batch
 from pyrovae.errors import Error
 from pyrovae.fitting import History
 from pyrovae.models import Model
@@ -104,6 +105,8 @@ def save(
     force: bool = False,
 ) -> Run:
     """Write a run folder, which `open_run` reads.
+
+    Weights are not always anonymous: with the prior `exemplar` they hold the training rows.
 
     Args:
         model: fitted.
@@ -186,8 +189,15 @@ def open_run(folder: Path | str) -> Run:
     return Run(folder, spec, model, results)
 
 
-def write_samples(run: Run, rows: int, seed: int, path: Path, force: bool = False) -> Path:
+def write_samples(run: Run, rows: int | Batch, seed: int, path: Path, force: bool = False) -> Path:
     """Draw rows from the model of a run into a file: npy, csv (one line a row) or png (images).
+
+    Args:
+        run: the run.
+        rows: how many, or a batch, as for `Model.sample`.
+        seed: of the draws.
+        path: of the file.
+        force: replace a file that is there.
 
     Raises:
         Error: another suffix, a file that exists, or a png of rows that are no images.

@@ -10,18 +10,18 @@ import gzip
 import io
 import struct
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
-from torch import Tensor
 
+from pyrovae.columns import Cells, Levels, array, coded, numbers, values
 from pyrovae.errors import Error
 from pyrovae.part import unknown
 
+R = TypeVar("R")
 _IDX = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 
 
@@ -31,54 +31,86 @@ class Table:
 
     Args:
         name: of the set.
-        x: the rows, shape `(rows, *event)`, numbers.
+        x: the rows, shape `(rows, *event)`; cells of any kind until columns are chosen.
         columns: their names, empty where there are none.
         official: how many of the last rows are the official test set, 0 where there is none.
+        others: columns beside x, such as the class of each row, which are read when asked for.
+        levels: of the columns that are categories.
     """
 
     name: str
-    x: NDArray[Any]
+    x: Cells
     columns: tuple[str, ...] = ()
     official: int = 0
+    others: Mapping[str, Callable[[], Cells]] = field(default_factory=dict)
+    levels: Mapping[str, Levels] = field(default_factory=dict)
 
-    def choose(self, columns: tuple[str, ...] | None) -> "Table":
+    def column(self, name: str, path: str) -> Cells:
+        """The cells of a column of x, or of one beside it.
+
+        Raises:
+            Error: the table has no such column.
+        """
+        self._refuse_unknown([name], (*self.columns, *self.others), path)
+        if name in self.columns:
+            return self.x[:, self.columns.index(name)]
+        return self.others[name]()
+
+    def choose(
+        self,
+        columns: tuple[str, ...] | None,
+        categories: Collection[str] = (),
+        without: Collection[str] = (),
+    ) -> "Table":
         """These columns, as numbers.
+
+        Args:
+            columns: to choose; all unless given.
+            categories: those whose levels become codes.
+            without: those that are no part of x.
 
         Raises:
             Error: a column that the table does not have, or that holds something other than
-                numbers.
+                numbers and is no category.
         """
-        for column in columns or ():
-            if column not in self.columns:
-                known = (
-                    unknown("column", column, self.columns)
-                    if self.columns
-                    else "the columns have no names"
-                )
-                raise Error(known, "data.columns")
+        self._refuse_unknown(columns or (), self.columns, "data.columns")
+        self._refuse_unknown(categories, (*self.columns, *self.others), "data.categories")
+        if both := [column for column in columns or () if column in without]:
+            raise Error(f"column '{both[0]}' is what rows are given, and no part of x", "data")
+        special = {*without, *categories}.intersection(self.columns)
+        if columns is None and not special and self.x.dtype != object:
+            return self
+        names = self.columns or tuple(str(index + 1) for index in range(self.x.shape[1]))
         taken = (
-            range(self.x.shape[1])
+            [index for index, name in enumerate(names) if name not in without]
             if columns is None
-            else [self.columns.index(column) for column in columns]
+            else [names.index(name) for name in columns]
         )
-        if self.x.dtype == object:
-            numbers = [self._numbers(index) for index in taken]
-            x = np.stack(numbers, axis=1) if numbers else np.empty((len(self.x), 0))
-        else:
-            x = self.x if columns is None else self.x[:, taken]
-        return replace(self, x=x, columns=self.columns if columns is None else columns)
+        chosen = tuple(names[index] for index in taken)
+        read = [self._read(index, names[index], categories) for index in taken]
+        return replace(
+            self,
+            x=np.stack([cells for cells, _ in read], 1) if read else np.empty((len(self.x), 0)),
+            columns=chosen if self.columns else (),
+            levels={n: levels for n, (_, levels) in zip(chosen, read, strict=True) if levels},
+        )
 
-    def _numbers(self, index: int) -> NDArray[Any]:
-        column = self.x[:, index]
-        try:
-            return column.astype(float)
-        except (TypeError, ValueError):
-            word = next(cell for cell in column if isinstance(_number(str(cell)), str))
-            name = self.columns[index] if self.columns else index + 1
-            raise Error(
-                f"column '{name}' of '{self.name}' holds '{word}', no number: choose columns",
-                "data.columns",
-            ) from None
+    def _read(self, index: int, name: str, categories: Collection[str]) -> tuple[Cells, Levels]:
+        """A column as numbers, and its levels where it is a category."""
+        cells = self.x[:, index]
+        if name in categories:
+            return coded(values(cells))
+        if cells.dtype == object:
+            what = f"column '{name}' of '{self.name}'"
+            remedy = "choose columns, or name it in categories"
+            cells = numbers(cells, what, "data.columns", remedy)
+        return cells, ()
+
+    def _refuse_unknown(self, names: Iterable[str], known: tuple[str, ...], path: str) -> None:
+        for name in names:
+            if name not in known:
+                sentence = unknown("column", name, known)
+                raise Error(sentence if known else "the columns have no names", path)
 
 
 def table(data: Any, name: str = "array") -> Table:
@@ -88,15 +120,8 @@ def table(data: Any, name: str = "array") -> Table:
         Error: values that are not numbers.
     """
     columns = tuple(map(str, data.columns)) if hasattr(data, "columns") else ()
-    if isinstance(data, Tensor):
-        data = (
-            data.detach().cpu().float() if data.is_floating_point() and data.itemsize < 4 else data
-        )
-        data = data.detach().cpu().numpy()
-    if isinstance(data, np.ma.MaskedArray):
-        data = np.ma.filled(data.astype(float), np.nan)
     try:
-        x = np.array(data)
+        x = array(data)
     except ValueError as failure:
         raise Error(f"the rows of '{name}' make no array: {failure}", "data") from None
     if x.dtype.kind not in ("biufO" if columns else "biuf"):
@@ -146,7 +171,7 @@ def _by_suffix(path: Path) -> Table:
     return reader(path)
 
 
-def _guarded(reader: Callable[[Path], Table], path: Path) -> Table:
+def _guarded(reader: Callable[[Path], R], path: Path) -> R:
     """What the reader makes of the file; whatever is wrong with it ends in one sentence."""
     try:
         if not path.is_file():
@@ -166,7 +191,9 @@ def _sklearn(name: str) -> Callable[[], Table]:
         bunch = getattr(datasets, f"load_{name.replace('-', '_')}")()
         images = name == "digits"
         x = bunch.images[:, None] if images else bunch.data
-        return Table(name, x, () if images else tuple(map(str, bunch.feature_names)))
+        columns = () if images else tuple(map(str, bunch.feature_names))
+        classes = bunch.target_names.astype(str)[bunch.target]
+        return Table(name, x, columns, others={"target": lambda: classes})
 
     return make
 
@@ -177,21 +204,29 @@ def _mnist(path: str | None) -> Table:
     folder = Path(path)
     if not folder.is_dir():
         raise Error(f"there is no folder '{path}' with mnist's idx files", "data.path")
-    files = [_find(folder, f"{part}-images") for part in ("train", "t10k")]
+    files = [_find(folder, f"{part}-images", "idx3") for part in ("train", "t10k")]
     train, test = (_guarded(_idx, file).x for file in files)
     if train.shape[1:] != test.shape[1:]:
         raise Error(
             f"'{files[0]}' holds images of {train.shape[1:]}, '{files[1]}' of {test.shape[1:]}",
             "data.path",
         )
-    return Table("mnist", np.concatenate([train, test])[:, None], official=len(test))
+    x, others = np.concatenate([train, test])[:, None], {"target": lambda: _digits(folder)}
+    return Table("mnist", x, official=len(test), others=others)
 
 
-def _find(folder: Path, stem: str) -> Path:
+def _digits(folder: Path) -> Cells:
+    """The class of each of mnist's images, as a word."""
+    files = [_find(folder, f"{part}-labels", "idx1") for part in ("train", "t10k")]
+    return np.concatenate([_guarded(_idx_values, file) for file in files]).astype(str)
+
+
+def _find(folder: Path, stem: str, kind: str) -> Path:
     files = sorted(folder.glob(f"{stem}*"))
     if not files:
         raise Error(
-            f"the folder '{folder}' has no file '{stem}-idx3-ubyte', gzipped or not", "data.path"
+            f"the folder '{folder}' has no file '{stem}-{kind}-ubyte', gzipped or not",
+            "data.path",
         )
     return files[0]
 
@@ -201,14 +236,15 @@ def _openml() -> Table:
 
     try:
         with warnings.catch_warnings(action="ignore"):
-            x = fetch_openml("mnist_784", version=1, as_frame=False, parser="liac-arff").data
+            mnist = fetch_openml("mnist_784", version=1, as_frame=False, parser="liac-arff")
     except Exception as failure:
         raise Error(
             f"mnist could not be fetched from OpenML ({failure}): "
             "give the folder of its idx files as data.path",
             "data",
         ) from None
-    return Table("mnist", x.reshape(-1, 1, 28, 28), official=10_000)
+    x, others = mnist.data.reshape(-1, 1, 28, 28), {"target": lambda: mnist.target}
+    return Table("mnist", x, official=10_000, others=others)
 
 
 def _npy(path: Path) -> Table:
@@ -262,21 +298,24 @@ def _parquet(path: Path) -> Table:
         raise Error(
             "reading parquet needs pandas and pyarrow: pip install 'pyrovae[pandas]'", "data.path"
         ) from None
-    frame = pandas.read_parquet(io.BytesIO(_bytes(path)))
-    return Table(path.name, frame.to_numpy(dtype=object), tuple(map(str, frame.columns)))
+    return table(pandas.read_parquet(io.BytesIO(_bytes(path))), path.name)
 
 
 def _idx(path: Path) -> Table:
+    return table(_idx_values(path), path.name)
+
+
+def _idx_values(path: Path) -> Cells:
     """The idx format of MNIST: two zero bytes, a type, the number of sizes, sizes, values."""
     raw = _bytes(path)
     zero, kind, dimensions = struct.unpack(">HBB", raw[:4])
     if zero or kind not in _IDX or dimensions < 1:
         raise Error(f"'{path}' does not begin as an idx file does", "data.path")
     shape = struct.unpack(f">{dimensions}I", raw[4 : 4 + 4 * dimensions])
-    values = np.frombuffer(raw, _IDX[kind], offset=4 + 4 * dimensions)
-    if values.size != np.prod(shape):
-        raise Error(f"'{path}' says {shape} and holds {values.size} values", "data.path")
-    return table(values.reshape(shape), path.name)
+    cells = np.frombuffer(raw, _IDX[kind], offset=4 + 4 * dimensions)
+    if cells.size != np.prod(shape):
+        raise Error(f"'{path}' says {shape} and holds {cells.size} values", "data.path")
+    return cells.reshape(shape)
 
 
 def _bytes(path: Path) -> bytes:

@@ -32,6 +32,8 @@ from pyrovae.runs import Run
 Tree = dict[str, Any]
 RESERVED = ("", "..", "spec.toml", "results.json")
 TABLES = ("data", "evaluate", "import", "model", "models", "train")
+TAKEN = {"x": "data", "context": "data.context", "classes": "data.labels"}
+"""Fields of a model that a spec takes from the data, and what of these decides them."""
 
 
 @dataclass(frozen=True)
@@ -137,9 +139,18 @@ def _table(value: Any, path: str) -> Tree:
     return value
 
 
-def build(table: Tree, event: tuple[int, ...], path: str = "model") -> Model:
-    """The model that a table without choices declares, for rows of the shape `event`."""
-    return Model.from_spec(_shaped(table, event), path)
+def build(table: Tree, declared: Mapping[str, Any], path: str = "model") -> Model:
+    """The model that a table without choices declares.
+
+    Args:
+        table: of the model.
+        declared: the fields that the data decide, `Data.declares`.
+        path: where the table stands.
+
+    Raises:
+        Error: with the dotted path of what is wrong.
+    """
+    return Model.from_spec(_shaped(table, declared, path), path)
 
 
 def candidates(table: Tree, path: str = "model") -> Iterator[tuple[str, Tree]]:
@@ -210,7 +221,7 @@ def _member_schema(kind: str, member: type[Part]) -> Tree:
     required = own.get("required", [])
     if issubclass(member, Model):
         properties |= {"train": {"type": "object"}, "extends": {"type": "string"}}
-        required = [name for name in required if name != "x"]
+        required = [name for name in required if name not in TAKEN]
     return own | {
         "properties": {"kind": {"const": kind}} | properties,
         "required": ["kind", *required],
@@ -251,14 +262,19 @@ def _types(annotation: Any) -> Iterator[Any]:
         yield from _types(inner)
 
 
-def _shaped(table: Tree, event: tuple[int, ...]) -> Tree:
-    """The table with the shape of x, which a spec takes from the data."""
+def _shaped(table: Tree, declared: Mapping[str, Any], path: str) -> Tree:
+    """The table with the fields that a spec takes from the data, unless it has them itself."""
     member = Model.members.get(str(table.get("kind")))
-    if member and "x" in member.fields.model_fields:
-        return {"x": list(event)} | table
+    fields = member.fields.model_fields if member else {}
+    for name, source in TAKEN.items():
+        if name in fields and fields[name].is_required() and name not in {*table, *declared}:
+            raise Error(f"is taken from the data, which have none: add {source}", f"{path}.{name}")
+    table = {name: declared[name] for name in TAKEN if name in fields and name in declared} | table
     base = table.get("base")
     base = {"kind": base} if isinstance(base, str) else base
-    return table | {"base": _shaped(base, event)} if isinstance(base, dict) else table
+    if "x" in fields or not isinstance(base, dict):
+        return table
+    return table | {"base": _shaped(base, declared, f"{path}.base")}
 
 
 def _inherited(tables: Tree, key: str, prefix: str, seen: tuple[str, ...]) -> Tree:

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch.utils import _pytree as pytree
 
-from pyrovae import Batch
+from pyrovae import Batch, Pair
 from pyrovae.batch import as_batch
+from pyrovae.errors import Error
+from pyrovae.models.pair import _factors, _factors_guide
 
 
 def test_rows_are_taken_from_every_entry():
@@ -56,3 +58,57 @@ def test_the_entries_are_the_arguments_of_a_plain_model():
     given = Batch(x, offset=offset).entries
     assert given[0] is x
     assert given[1] is offset
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        (
+            {"context": torch.zeros(4, 2)},
+            r"the context of 5 rows should have the shape \(5, 2\), got \(4, 2\)",
+        ),
+        (
+            {"labels": torch.zeros(6).long()},
+            r"the labels of 5 rows should have the shape \(5,\), got \(6,\)",
+        ),
+        (
+            {"offset": torch.tensor(2.0)},
+            r"the offset of 5 rows should have the shape \(5,\), got \(\)",
+        ),
+        ({"labels": [0, 1, 0, 1, 0]}, "the labels of a batch is a tensor, got list"),
+    ],
+)
+@pytest.mark.parametrize("use", [as_batch, Batch.check])
+def test_entries_that_do_not_belong_together(entries, message, use):
+    with pytest.raises(Error, match=message):
+        use(Batch(torch.zeros(5, 2), **entries))
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"context": torch.full((5, 1), torch.inf)}, "the context holds NaN or infinite values"),
+        (
+            {"labels": torch.zeros(5)},
+            r"whole numbers of the type torch\.int64, .*got torch\.float",
+        ),
+        ({"labels": torch.zeros(5, 1).long()}, r"shape \(rows,\), got torch\.int64, \(5, 1\)"),
+        ({"offset": torch.arange(5.0)}, "size factors, the offset, are positive, got 0 in row 0"),
+        ({"offset": torch.full((5,), torch.nan)}, "are positive, got nan in row 0"),
+        ({"offset": torch.ones(5, 1)}, r"the offset has the shape \(rows,\), got \(5, 1\)"),
+    ],
+)
+def test_values_that_rows_cannot_be_given(entries, message):
+    batch = Batch(torch.zeros(5, 3), **entries)
+    pair = Pair(model=lambda x, c: _factors(x), guide=lambda x, c: _factors_guide(x), x=(3,))
+    with pytest.raises(Error, match=message):
+        pair.check(batch)
+
+
+def test_a_context_too_fine_for_the_precision():
+    context = 1e9 + torch.arange(5, dtype=torch.float64)[:, None]
+    batch = Batch(torch.zeros(5, 1), context)
+    with pytest.raises(
+        Error, match=r"torch.float32 is too coarse for the entries \[0\] of context"
+    ):
+        batch.to(torch.device("cpu"), torch.float32)

@@ -45,6 +45,27 @@ SPECS = {
             "mixture": {"kind": "mixture", "components": [1, 2], "family": "normal"},
         },
     },
+    "given": SETTINGS
+    | {
+        "data": {
+            "path": "people.csv",
+            "context": ["sex", "age"],
+            "labels": "ill",
+            "transforms": ["standardize"],
+        },
+        "models": {
+            "a": VAE | {"kind": "conditional-vae", "missing": True},
+            "b": {"extends": "a", "z": [3]},
+        },
+    },
+    "unlike": SETTINGS
+    | {
+        "data": {"path": "people.csv", "context": ["sex"], "labels": "ill"},
+        "models": {
+            "a": VAE | {"kind": "conditional-vae", "missing": True},
+            "b": VAE | {"kind": "semi-supervised-vae", "missing": True},
+        },
+    },
     "measures": SETTINGS
     | {
         "data": {"path": "bits.npy"},
@@ -84,9 +105,19 @@ def write_data(folder):
         arrays[f"grey-in-{part}"] = with_bad_row(arrays["bits"], part, 0.5)
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array)
+    (folder / "people.csv").write_text("\n".join(people(random)))
     (folder / "text.npy").write_text("1,2\n3,4\n")
     (folder / "words.csv").write_text("a,word\n" + "1,red\n" * 50)
     (folder / "ragged.csv").write_text("a,b\n1,2\n3\n")
+
+
+def people(random):
+    """Lines of a table with words, a few cells of which are empty."""
+    yield "weight,height,sex,age,ill"
+    for index in range(100):
+        weight, height = random.normal([70, 170], 10)
+        ill = ("no", "yes", "")[index % 3]
+        yield f"{weight if index % 9 else ''},{height},{'fm'[index % 2]},{index % 50},{ill}"
 
 
 def damage(runs):
@@ -123,7 +154,8 @@ def template(tmp_path_factory):
         patch.chdir(folder)
         for name in ("iris", "digits", "file"):
             fit_spec(read_spec(Path(f"{name}.toml")), Path("runs", name), False, str)
-        compare_spec(read_spec(Path("two.toml")), Path("runs", "two"), False, str)
+        for name in ("two", "given"):
+            compare_spec(read_spec(Path(f"{name}.toml")), Path("runs", name), False, str)
         damage(Path("runs"))
     return folder
 
@@ -447,6 +479,46 @@ def test_sample_with_force_replaces_a_file(here, ask):
     assert len(np.load("x.npy")) == 64
 
 
+# What rows are given
+
+
+def test_the_context_of_a_model_is_that_of_the_data(here, ask):
+    code, out, err = ask("compare", "given.toml", "--force")
+    assert (code, err) == (0, "")
+    assert "All figures are of log p(x) given the context." in " ".join(out.split())
+    assert open_run(here / "runs/given/a").model.base.context == (3,)
+
+
+def test_a_semi_supervised_model_from_a_table(here, ask):
+    model = SETTINGS | {
+        "data": {"path": "people.csv", "labels": "ill", "categories": ["sex"]},
+        "model": VAE | {"kind": "semi-supervised-vae", "missing": True},
+    }
+    Path("s.toml").write_text(tomli_w.dumps(model))
+    assert ask("fit", "s.toml", "--out", "new")[0] == 0
+    model = open_run(here / "new").model
+    assert (model.event, model.classes) == ((4,), 2)
+    assert ask("evaluate", "new")[0] == 0
+
+
+def test_samples_are_drawn_given_the_context_of_the_test_rows(here, ask):
+    code, out, err = ask("sample", "runs/given/a", "--rows", 25, "--out", "x.npy")
+    assert (code, err) == (0, "")
+    assert out == "25 rows in x.npy, given the context of the test rows\n"
+    test = read_spec(Path("given.toml")).load().test
+    rows = test[torch.arange(25) % 20]
+    wanted = open_run(here / "runs/given/a").model.sample(rows, seed=0)
+    assert np.array_equal(np.load("x.npy"), wanted.numpy())
+    assert len(test) == 20
+
+
+def test_samples_given_a_context_need_the_data_of_the_run(here, ask):
+    Path("people.csv").unlink()
+    code, _, err = ask("sample", "runs/given/a")
+    assert code == 2
+    assert "data.path: there is no file 'people.csv'" in err
+
+
 # list, schema
 
 
@@ -564,11 +636,32 @@ MISTAKES = [
     (fit("file", "data.path=words.csv"), "data.columns: column 'word' of 'words.csv' holds 'red'"),
     (fit("file", "data.path=ragged.csv"), "line 3 of 'ragged.csv' has 1 cells, the first has 2"),
     (fit("file", "data.path=words.npy"), "the values of 'words.npy' are not "),
-    (fit("file", "data.path=nan.npy"), "NaN or infinite values"),
-    (fit("file", "data.path=inf.npy"), "NaN or infinite values"),
-    (fit("file", "data.path=nan-in-train.npy"), "NaN or infinite values"),
-    (fit("file", "data.path=nan-in-validation.npy"), "NaN or infinite values"),
-    (fit("file", "data.path=nan-in-test.npy"), "NaN or infinite values"),
+    (fit("file", "data.path=nan.npy"), "data: column '1' of 'nan.npy' is missing in every"),
+    (fit("file", "data.path=inf.npy"), "rows of 'inf.npy' hold infinite values"),
+    *(
+        (fit("file", f"data.path=nan-in-{part}.npy"), f"model.{part}: 1 of {rows} rows hold NaN")
+        for part, rows in (("train", 136), ("validation", 24), ("test", 40))
+    ),
+    (fit("mixture", "data.path=nan-in-test.npy"), "set missing = true on a model that can skip"),
+    # what rows are given
+    (fit("iris", "data.context=['spepal']"), "data.context: unknown column 'spepal'"),
+    (fit("iris", "data.context=target"), "data.context: should be a list of column names"),
+    (fit("iris", "data.labels=['target']"), "one row for each of the 150 rows of 'iris', not 1"),
+    (fit("iris", "data.labels='petal width (cm)'"), "data.labels: should be whole numbers or"),
+    (fit("iris", "data.offset=target"), "data.offset: column 'target' holds 'setosa', no number"),
+    (fit("iris", "data.categories=['kind']"), "data.categories: unknown column 'kind'"),
+    (fit("iris", "data.context=['target']"), "model.train: the rows have a context, which the"),
+    (fit("iris", "data.offset='petal width (cm)'"), "normal takes no size factors"),
+    (fit("mixture", "data.context=['a']"), "data.context: the columns have no names"),
+    (fit("iris", "model.kind=conditional-vae"), "model.context: is taken from the data, which"),
+    (
+        fit("iris", "model.kind=semi-supervised-vae"),
+        "model.classes: is taken from the data, which",
+    ),
+    (
+        compare("unlike"),
+        "a density (Lebesgue measure) given the context, of the other a density (Leb",
+    ),
     (fit("file", "data.path=empty.npy"), "data: 'empty.npy' has no row"),
     (fit("file", "data.path=few.npy"), "data: 3 rows are too few"),
     (fit("file", "data.path=vector.npy"), "should have the shape (rows, *x), got (200,)"),

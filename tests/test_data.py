@@ -636,26 +636,19 @@ def test_a_word_column_of_a_frame_is_named(table):
         load(with_words(table))
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_values_that_are_not_finite(value, table):
-    table[:] = value
-    with pytest.raises(Error, match="rows of 'array' hold NaN or infinite values"):
-        load(table, validation=0.2)
-
-
+@pytest.mark.parametrize("value", [float("inf"), -float("inf")])
 @pytest.mark.parametrize("part", ["train", "validation", "test"])
-def test_one_value_that_is_not_finite_in_any_part(part):
+def test_one_infinite_value_in_any_part(value, part):
     x = np.arange(100.0)[:, None]
-    x[int(as_batch(getattr(load(x), part)).x[0])] = np.nan
-    with pytest.raises(Error, match="NaN or infinite values"):
+    row = int(as_batch(getattr(load(x), part)).x[0])
+    x[row] = value
+    with pytest.raises(Error, match=f"1 of 100 rows of 'array' hold infinite .* row {row}"):
         load(x)
 
 
-@pytest.mark.parametrize("cell", ["", "NA", "nan", "null", "inf"])
-def test_missing_cells_of_a_csv(cell, put):
-    path = put("t.csv", "a,b\n" + f"1,{cell}\n" * 20)
-    with pytest.raises(Error, match="NaN or infinite values"):
-        load(path=path)
+def test_an_infinite_cell_of_a_csv(put):
+    with pytest.raises(Error, match=r"20 of 20 rows of 't\.csv' hold infinite values"):
+        load(path=put("t.csv", "a,b\n" + "1,inf\n" * 20))
 
 
 @pytest.mark.parametrize(

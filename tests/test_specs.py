@@ -18,6 +18,7 @@ from pyrovae.specs import build, candidates, merged, parse, read_spec, schema
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.toml"))
 MODEL = {"kind": "vae", "z": [2], "likelihood": "normal"}
+X = {"x": (4,)}
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def labels(table):
 def test_set_replaces_a_bare_kind(changes, prior):
     spec = parse(vae(prior="standard-normal"), "s", changes)
     assert spec.models["model"]["prior"] == prior
-    built = build(spec.models["model"], (4,))
+    built = build(spec.models["model"], X)
     assert built.prior.spec() == Prior.from_spec(prior).spec()
 
 
@@ -148,7 +149,7 @@ def test_extends_over_two_steps_merges_the_tables_of_parts():
         "b": {"extends": "a", "encoder": {"activation": "relu"}},
         "c": {"extends": "b", "z": [5]},
     }
-    model = build(parse({"models": tree}, "s").models["c"], (4,))
+    model = build(parse({"models": tree}, "s").models["c"], X)
     assert (model.z, model.encoder.hidden, model.encoder.activation) == ((5,), (8,), "relu")
 
 
@@ -198,7 +199,7 @@ def test_lists_are_choices_and_their_product_is_tried():
         "prior.components=10, likelihood=normal",
         "prior.components=10, likelihood=shared-normal",
     ]
-    last = build(found["prior.components=10, likelihood=shared-normal"], (4,))
+    last = build(found["prior.components=10, likelihood=shared-normal"], X)
     assert last.prior.components == 10
     assert last.likelihood.kind == "shared-normal"
 
@@ -257,7 +258,7 @@ def test_two_tables_of_one_kind_are_two_candidates():
 )
 def test_wrong_choices(table, message):
     with pytest.raises(Error, match=message):
-        [build(candidate, (4,)) for _, candidate in candidates(table)]
+        [build(candidate, X) for _, candidate in candidates(table)]
 
 
 # Tables for training
@@ -303,6 +304,9 @@ def test_a_table_of_a_spec_is_all_that_a_fit_depends_on():
         ({"data": {"validation": "much"}}, r"data\.validation: should be a valid number"),
         ({"data": {"validation": -0.1}}, r"data\.validation: should be greater than or equal to"),
         ({"data": {"columns": "a"}}, r"data\.columns: should be a valid list"),
+        ({"data": {"categories": "a"}}, r"data\.categories: should be a valid list"),
+        ({"data": {"context": "a"}}, r"data\.context: should be a list of column names"),
+        ({"data": {"context": []}}, r"data\.context: should be a list of column names"),
         (
             {"data": {"transforms": ["binarise"]}},
             r"data\.transforms\.0: .*Did you mean 'binarize'",
@@ -368,7 +372,10 @@ def test_a_model_is_named_as_a_folder_can_be(name):
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ({"z": [2]}, r"^model: the table has no 'kind'\. Known: mixture, pair, transformed, vae"),
+        (
+            {"z": [2]},
+            r"^model: the table has no 'kind'\. Known: .*mixture, pair, .*transformed, vae",
+        ),
         ({"kind": "vaee", "z": [2]}, r"^model: unknown model 'vaee'\. Did you mean 'vae'\?"),
         ({"kind": ["vae", "mixture"]}, "^model"),
         ({"kind": {"a": 1}}, "^model"),
@@ -412,20 +419,46 @@ def test_a_model_is_named_as_a_folder_can_be(name):
 )
 def test_wrong_models(table, message):
     with pytest.raises(Error, match=message):
-        [build(decided, (4,)) for _, decided in candidates(table)]
+        [build(decided, X) for _, decided in candidates(table)]
 
 
 # Building
 
 
 def test_the_shape_of_x_comes_from_the_data():
-    assert build(MODEL, (3, 4)).x == (3, 4)
-    assert build({"kind": "mixture", "family": "normal"}, (3, 4)).x == (3, 4)
+    assert build(MODEL, {"x": (3, 4)}).x == (3, 4)
+    assert build({"kind": "mixture", "family": "normal"}, {"x": (3, 4)}).x == (3, 4)
+
+
+def test_the_context_and_the_classes_come_from_the_data():
+    declared = {"x": (4,), "context": (3,), "classes": 5}
+    assert build(MODEL | {"kind": "conditional-vae"}, declared).context == (3,)
+    assert build(MODEL | {"kind": "semi-supervised-vae"}, declared).classes == 5
+    wrapped = {"kind": "transformed", "transform": "standardize"}
+    inner = MODEL | {"kind": "conditional-vae", "context": [2]}
+    assert build(wrapped | {"base": inner}, declared).base.context == (2,)
+    assert "context" not in build(MODEL, declared).spec()
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (
+            "conditional-vae",
+            r"^model\.base\.context: is taken from the data.*: add data\.context$",
+        ),
+        ("semi-supervised-vae", r"^model\.base\.classes: is taken from.*: add data\.labels$"),
+    ],
+)
+def test_what_the_data_do_not_declare_is_named(kind, message):
+    base = MODEL | {"kind": kind}
+    with pytest.raises(Error, match=message):
+        build({"kind": "transformed", "transform": "standardize", "base": base}, X)
 
 
 def test_the_shape_of_x_goes_through_a_transform():
     table = {"kind": "transformed", "transform": "standardize", "base": "mixture"}
-    model = build(table, (4,))
+    model = build(table, X)
     assert isinstance(model, Transformed)
     assert model.event == (4,)
 
@@ -441,7 +474,7 @@ def test_the_shape_of_x_goes_through_a_transform():
 )
 def test_a_model_s_own_table_builds_it_again(model):
     table = tomllib.loads(tomli_w.dumps(model.spec()))
-    assert build(table, (4,)).spec() == model.spec()
+    assert build(table, X).spec() == model.spec()
     assert labels(table) == [""]
 
 
@@ -451,7 +484,7 @@ def test_the_examples_are_specs_whose_models_can_be_built(path, forgetful):
     event = (1, 28, 28) if spec.data["name"] == "mnist" else spec.load().event
     for name in spec.models:
         for _, table in candidates(spec.models[name]):
-            assert build(table, event).event == event
+            assert build(table, {"x": event}).event == event
 
 
 # Files
@@ -515,7 +548,7 @@ class Wide(Prior):
 
 def test_a_prior_of_one_s_own(beside):
     spec = read_spec(beside(WIDE, vae(prior={"kind": "wide", "width": 2.0})))
-    model = build(spec.models["model"], (4,))
+    model = build(spec.models["model"], X)
     assert model.prior(model.q).stddev.tolist() == [2.0, 2.0]
     assert spec.table("model")["import"] == list(spec.imports)
 
@@ -524,7 +557,7 @@ def test_a_prior_of_one_s_own_is_in_the_schema_and_in_suggestions(beside):
     read_spec(beside(WIDE))
     assert "Prior.wide" in schema()["$defs"]
     with pytest.raises(Error, match="Did you mean 'wide'"):
-        build(MODEL | {"prior": "wied"}, (4,))
+        build(MODEL | {"prior": "wied"}, X)
 
 
 @pytest.mark.parametrize("module", ["no_such_module", "no_such_package.part"])
@@ -640,6 +673,11 @@ def test_the_examples_obey_the_schema(path, forgetful):
         (vae(prior=["vamp", "standard-normal"]), True),
         (vae(train={"epochs": 5}) | {"train": {"objective": "elbo"}}, True),
         ({"models": {"a": MODEL, "b": {"extends": "a"}}}, True),
+        (vae() | {"data": {"context": ["a"], "labels": "b", "offset": "c"}}, True),
+        (vae(kind="conditional-vae"), True),
+        (vae(kind="semi-supervised-vae", alpha=1.0), True),
+        (vae() | {"data": {"context": "a"}}, False),
+        (vae() | {"data": {"labels": ["a"]}}, False),
         (vae(prior="vampp"), False),
         (vae(prior={"kind": "vamp", "component": 5}), False),
         (vae(z="two"), False),
