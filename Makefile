@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test slow lint clean
+.PHONY: demo test slow lint docs clean
 
 demo: .venv/ready
 	$(BIN)/pyrovae compare examples/digits.toml
@@ -17,6 +17,10 @@ lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: .venv/ready
+	$(BIN)/python -c 'from pathlib import Path; from pyrovae.catalogue import filled; \
+		readme = Path("README.md"); readme.write_text(filled(readme.read_text("utf-8")), "utf-8")'
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache

@@ -27,6 +27,8 @@ from .models import (
     Stochastic,
     Transformed,
 )
+from .proposal import Proposal, propose
+from .refitting import refit_prior
 from .runs import open_run, save
 
 __all__ = [
@@ -44,6 +46,7 @@ __all__ = [
     "Mixture",
     "Model",
     "Pair",
+    "Proposal",
     "SemiSupervisedVAE",
     "Stochastic",
     "Transformed",
@@ -61,7 +64,9 @@ __all__ = [
     "open_run",
     "plots",
     "priors",
+    "propose",
     "reconstruct",
+    "refit_prior",
     "roles",
     "save",
     "select",

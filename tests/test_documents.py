@@ -1,4 +1,4 @@
-"""README and examples run as they stand, only shorter."""
+"""README, docs and examples run as they stand, only shorter; the tables of members are current."""
 
 import re
 import shutil
@@ -9,17 +9,25 @@ from pathlib import Path
 
 import pytest
 
-from pyrovae import cli
+from pyrovae import catalogue, cli
 from pyrovae.catalogue import roles
 from pyrovae.specs import parse, read_spec
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
+DOCS = sorted((ROOT / "docs").glob("*.md"))
 SHORT = ["--set", "train.epochs=2", "--set", "evaluate.particles=30"]
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(language, text=README):
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def execute(text, name):
+    """Run the Python of a document, in one piece, with few epochs and few draws."""
+    code = re.sub(r"\bepochs=\d+", "epochs=2", "\n".join(blocks("python", text)))
+    code = re.sub(r"\bparticles=\d+", "particles=20", code)
+    exec(compile(code, name, "exec"), {"__name__": name})
 
 
 @pytest.fixture
@@ -43,11 +51,98 @@ def command(monkeypatch, *words):
 @pytest.mark.usefixtures("no_new_members")
 def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    code = re.sub(r"epochs=\d+", "epochs=2", "\n".join(blocks("python")))
-    exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+    execute(README, "readme")
     printed = capsys.readouterr().out
     for piece in ("vamp prior", "exact", "lower bound", "Wide(scale=3.0)", "log p(x) ="):
         assert piece in printed
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda p: p.stem)
+@pytest.mark.usefixtures("no_new_members")
+def test_the_python_of_the_docs_runs(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    execute(path.read_text("utf-8"), path.stem.replace("-", "_"))
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda p: p.stem)
+def test_the_specs_of_the_docs_are_valid(path):
+    for table in map(tomllib.loads, blocks("toml", path.read_text("utf-8"))):
+        assert "import" in table or parse(table, path.stem).models
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", *DOCS], ids=lambda p: p.stem)
+def test_links_lead_somewhere(path):
+    for target in re.findall(r"\]\((?!https?://)([^)#]+)", path.read_text("utf-8")):
+        assert (path.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("path", [p for p in DOCS if p.stem != "own-parts"], ids=lambda p: p.stem)
+def test_the_tables_of_the_docs_name_members_that_there_are(path):
+    known = {kind for role in roles().values() for kind in role.members}
+    for row in re.findall(r"^\|.*?\|(.*?)\|", path.read_text("utf-8"), re.MULTILINE):
+        assert set(re.findall(r"`([a-z-]+)`", row)) <= known
+
+
+def test_the_table_of_members_is_up_to_date():
+    assert catalogue.filled(README) == README, "README.md is out of date: run make docs"
+
+
+def own_members():
+    return [
+        member
+        for _, role in sorted(roles().items())
+        for _, member in sorted(role.members.items())
+        if member.__module__.startswith("pyrovae.")
+    ]
+
+
+@pytest.mark.parametrize("member", own_members(), ids=lambda m: m.kind)
+def test_references_are_in_the_form_that_the_table_reads(member):
+    assert not catalogue.malformed(member.__doc__)
+
+
+def test_a_reference_is_read_and_what_is_none_is_not():
+    doc = """A thing, p(x | h).
+
+    It starts somewhere. Deep Things, Again: A Note (Aa, Bö &
+    de Cc, 2016, https://arxiv.org/abs/1611.02648). More words (of 2048 units).
+
+    Args:
+        floor: small. Floors (Dd et al., 2001).
+    """
+    (paper,) = catalogue.references(doc)
+    assert (paper.title, paper.authors) == ("Deep Things, Again: A Note", "Aa, Bö & de Cc")
+    assert (paper.year, paper.url) == ("2016", "https://arxiv.org/abs/1611.02648")
+    assert not catalogue.malformed(doc)
+    for wrong in (
+        "see elsewhere (Deep Things, Aa & Bb, 2016).",
+        "as in Deep Things (Aa & Bb, 2016).",
+        "Deep Things (Aa & Bb, 2016, arXiv:1611.02648).",
+        "Deep Things (Aa & Bb, 2016), among others.",
+    ):
+        assert catalogue.malformed(wrong) == [wrong]
+        assert not catalogue.references(wrong)
+
+
+COUNTED = """
+import importlib, pkgutil
+import pyrovae
+from pyrovae.catalogue import roles
+
+def members():
+    return {(name, kind) for name, role in roles().items() for kind in role.members}
+
+known = members()
+for module in pkgutil.walk_packages(pyrovae.__path__, "pyrovae."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+assert members() == known, members() - known
+"""
+
+
+def test_the_catalogue_knows_the_members_of_all_modules():
+    done = subprocess.run([sys.executable, "-c", COUNTED], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_commands_of_the_readme_run(tmp_path, monkeypatch, capsys):
@@ -64,13 +159,12 @@ def test_the_commands_of_the_readme_run(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "runs/wines/vae/samples.npy").exists()
 
 
-def test_the_readme_names_the_files_and_examples_that_there_are():
-    layout = README.split("## How the code is laid out")[1]
-    assert set(re.findall(r"`(\w+)\.py`", layout)) <= {
-        p.stem for p in (ROOT / "pyrovae").glob("*.py")
-    }
-    for name in re.findall(r"\(examples/([\w.]+)\)", README):
-        assert (ROOT / "examples" / name).exists()
+def test_the_readme_names_the_files_that_there_are():
+    layout = README.split("## How the code is laid out")[1].split("\n## ")[0]
+    named = set(re.findall(r"`(\w+(?:\.py|/))`", layout))
+    files = {p.name for p in (ROOT / "pyrovae").glob("*.py") if not p.name.startswith("__")}
+    folders = {f"{p.parent.name}/" for p in (ROOT / "pyrovae").glob("*/__init__.py")}
+    assert named == files | folders
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.toml")), ids=lambda p: p.stem)

@@ -123,6 +123,8 @@ class Comparison:
             f"Means over {len(results[0].value)} test rows ± standard error over rows, "
             "not over seeds; differences are paired by row."
         )
+        if given := self.entries[0].model.tag.given:
+            yield f"All figures are of log p(x) given {given}."
         if not all(result.exact for result in results):
             yield "An exact figure is log p(x), a lower bound is at most that, in expectation."
         yield from (f"{name}: {text}." for name, text in self.chosen.items())

@@ -62,6 +62,7 @@ def log_weights(model: Model, data: Any, particles: int = 1) -> Tensor:
         Error: a latent outside the plate of the rows.
     """
     batch = as_batch(data).to(*destination(model))
+    model.require(batch)
     plate = pyro.plate("particles", particles, dim=-2)
     guide, joint = paired_traces(model, batch, plate, enumerates=model.enumerates)
     log_p = log_density(joint, particles, len(batch))
@@ -145,6 +146,7 @@ class LogLikelihood:
         particles: the draws for each row, K.
         exact: whether this is log p(x) itself, or in expectation a lower bound.
         dimensions: the entries of one row, D.
+        given: what the rows are conditioned on, empty for log p(x) itself.
     """
 
     value: Array
@@ -155,6 +157,7 @@ class LogLikelihood:
     particles: int
     exact: bool
     dimensions: int
+    given: str = ""
 
     @property
     def mean(self) -> float:
@@ -211,7 +214,8 @@ class LogLikelihood:
         }
 
     def __str__(self) -> str:
-        figure = f"log p(x) = {self.mean:.2f} ± {self.se:.2f} nats"
+        given = f" | {self.given}" if self.given else ""
+        figure = f"log p(x{given}) = {self.mean:.2f} ± {self.se:.2f} nats"
         if self.exact:
             return f"{figure} (exact, {len(self.value)} rows)"
         heavy = "" if math.isnan(self.heavy) else f", k-hat > 0.7 in {self.heavy:.1%} of rows"
@@ -264,24 +268,34 @@ def log_likelihood(
         batch = as_batch(data)[:rows].to(*place)
         model.check(batch)
         if model.exact:
-            return _exact(model.log_prob(batch), math.prod(model.event))
-        for trace in paired_traces(model, batch[:1], nullcontext()):
-            _refuse_global(trace, 1)
-        blocks = list(_blocks(model, batch, particles))
-    value, mcse, ess, khat, elbo = (np.concatenate(column) for column in zip(*blocks, strict=True))
+            columns = _exact(model.log_prob(batch))
+            particles = 1
+        else:
+            for trace in paired_traces(model, batch[:1], nullcontext()):
+                _refuse_global(trace, 1)
+            blocks = zip(*_blocks(model, batch, particles), strict=True)
+            columns = tuple(np.concatenate(column) for column in blocks)
+    value, mcse, ess, khat, elbo = columns
     return LogLikelihood(
-        value, mcse, ess, khat, elbo, particles, exact=False, dimensions=math.prod(model.event)
+        value,
+        mcse,
+        ess,
+        khat,
+        elbo,
+        particles=particles,
+        exact=model.exact,
+        dimensions=math.prod(model.event),
+        given=model.tag.given,
     )
 
 
-def _exact(log_prob: Tensor, dimensions: int) -> LogLikelihood:
+def _exact(log_prob: Tensor) -> tuple[Array, ...]:
+    """The columns of `LogLikelihood` where log p(x) is known."""
     value = log_prob.double().cpu().numpy()
     if len(bad := np.flatnonzero(np.isnan(value))):
         raise Error(f"log p(x) of row {bad[0]} is not a number")
     none = np.zeros_like(value)
-    return LogLikelihood(
-        value, none, none + 1, none - np.inf, value, particles=1, exact=True, dimensions=dimensions
-    )
+    return value, none, none + 1, none - np.inf, value
 
 
 def _blocks(model: Model, batch: Batch, particles: int) -> Iterator[tuple[Array, ...]]:
@@ -365,6 +379,7 @@ def _guided(
     plate = pyro.plate("particles", particles, dim=-2)
     with torch.no_grad(), seeded(seed), in_mode(model, False):
         batch = as_batch(data).to(*destination(model))
+        model.require(batch)
         yield batch, plate, paired_traces(model, batch, plate)[0]
 
 

@@ -2,9 +2,10 @@
 
     log p(x|c) >= E_q[log p(x|z,c)] - KL(q(z|x,c) || p(z|c))
 
-The context stands beside the encoder's input and beside z. Whether the latent depends on it is the
-prior's business: `Conditional` says p(z|c), all others p(z), which asks the decoder to say all
-that c does. What is compared is log p(x|c), never with a log p(x).
+The context, in units of its standard deviations, stands beside the encoder's input and beside z.
+Whether the latent depends on it is the prior's business: `Conditional` says p(z|c), all others
+p(z), which asks the decoder to say all that c does. What is compared is log p(x|c), never with a
+log p(x).
 """
 
 from collections.abc import Iterable
@@ -12,13 +13,14 @@ from collections.abc import Iterable
 import pyro
 import pyro.distributions as dist
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyrovae.batch import Batch, as_batch
 from pyrovae.errors import Error
 from pyrovae.families import Bernoulli, Family, Normal
 from pyrovae.models.model import Model, Tag
 from pyrovae.models.seams import (
+    assemble,
     begin,
     beside,
     join,
@@ -32,6 +34,7 @@ from pyrovae.networks import MLP, Network
 from pyrovae.part import Shape
 from pyrovae.place import in_mode, seeded
 from pyrovae.priors import Guide, Prior, StandardNormal
+from pyrovae.transforms import spread
 
 
 class ConditionalVAE(Model):
@@ -66,13 +69,17 @@ class ConditionalVAE(Model):
     marginal_start: bool = True
 
     def setup(self) -> None:
-        self.likelihood.setup(self.x)
-        self.posterior.setup(self.z)
+        assemble(self, likelihood=(self.x,), posterior=(self.z,))
         seen = beside(seen_shape(self.likelihood, self.missing), self.context)
+        self.shift = nn.Buffer(torch.zeros(self.context))
+        self.unit = nn.Buffer(torch.ones(self.context))
         self.prior.given(self.context)
-        self.prior.setup(self.z, seen)
-        self.encoder.setup(seen, self.posterior.params)
-        self.decoder.setup(beside(self.z, self.context), self.likelihood.params)
+        assemble(
+            self,
+            prior=(self.z, seen),
+            encoder=(seen, self.posterior.params),
+            decoder=(beside(self.z, self.context), self.likelihood.params),
+        )
         self._refuse_misfits(seen)
 
     @torch.no_grad()
@@ -94,20 +101,20 @@ class ConditionalVAE(Model):
 
     def p(self, z: Tensor, batch: Batch) -> dist.Distribution:
         """The likelihood's distribution of x, for the rows of a batch."""
-        inputs = join(z, self._context(batch), self.z, self.context)
+        inputs = join(z, self._scaled(batch), self.z, self.context)
         return self.likelihood.of(self.decoder(inputs), batch)
 
     def see(self, batch: Batch) -> Tensor:
         """What the encoder sees of x and c."""
         seen = see(self.likelihood, batch.x, self.missing)
         shape = seen_shape(self.likelihood, self.missing)
-        return join(seen, self._context(batch), shape, self.context)
+        return join(seen, self._scaled(batch), shape, self.context)
 
     def model(self, batch: Batch) -> Tensor:
         batch = as_batch(batch)
         pyro.module("conditional_vae", self)
         with pyro.plate("data", len(batch), dim=-1):
-            z = pyro.sample("z", self.prior(Guide(self.q, batch.index), batch.context))
+            z = pyro.sample("z", self.prior(Guide(self.q, batch.index), self._scaled(batch)))
             return pyro.sample("x", self.p(z, batch), obs=batch.x)
 
     def guide(self, batch: Batch) -> None:
@@ -116,8 +123,11 @@ class ConditionalVAE(Model):
         with pyro.plate("data", len(batch), dim=-1):
             pyro.sample("z", self.q(self.see(batch)))
 
+    @torch.no_grad()
     def start(self, batch: Batch) -> None:
-        batch = batch.filled()
+        batch, context = batch.filled(), self._context(batch)
+        self.shift.copy_(context.mean(0))
+        self.unit.copy_(spread(context))
         begin(self.likelihood, self.decoder, batch, self.marginal_start)
         self.prior.start(self.see(batch))
 
@@ -134,6 +144,10 @@ class ConditionalVAE(Model):
             )
         if not context.isfinite().all():
             raise Error("the context holds NaN or infinite values: only x can be missing")
+
+    def _scaled(self, batch: Batch) -> Tensor:
+        """The context in standard deviations of the training rows', from their mean."""
+        return (self._context(batch) - self.shift) / self.unit
 
     def _context(self, batch: Batch) -> Tensor:
         if batch.context is None:

@@ -10,6 +10,7 @@ from the layer above.
 
 from abc import abstractmethod
 from collections.abc import Iterable
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -21,6 +22,7 @@ from pyrovae.errors import Error
 from pyrovae.families import Bernoulli, Family, Normal
 from pyrovae.models.model import Model
 from pyrovae.models.seams import (
+    assemble,
     begin,
     beside,
     join,
@@ -79,10 +81,12 @@ class Stochastic(Layer):
 
     def setup(self, above: tuple[int, ...], seen: tuple[int, ...]) -> None:
         self.above, self.seen = above, seen
-        self.family.setup(self.z)
-        self.posterior.setup(self.z)
-        self.network.setup(above, self.family.params)
-        self.encoder.setup(beside(seen, above), self.posterior.params)
+        assemble(self, family=(self.z,), posterior=(self.z,))
+        assemble(
+            self,
+            network=(above, self.family.params),
+            encoder=(beside(seen, above), self.posterior.params),
+        )
 
     def forward(self, above: Tensor) -> dist.Distribution:
         return self.family(self.network(above))
@@ -154,16 +158,14 @@ class HierarchicalVAE(Model):
         if not self.layers:
             raise Error("a hierarchy has at least one layer below the top: use vae", "layers")
         self.parts = nn.ModuleList(self.layers)
-        self.likelihood.setup(self.x)
-        self.posterior.setup(self.z)
+        assemble(self, likelihood=(self.x,), posterior=(self.z,))
         self.seen = seen_shape(self.likelihood, self.missing)
-        self.prior.setup(self.z, self.seen)
-        self.encoder.setup(self.seen, self.posterior.params)
+        assemble(self, prior=(self.z, self.seen), encoder=(self.seen, self.posterior.params))
         above: tuple[int, ...] = self.z
-        for layer in self.layers:
-            layer.setup(above, self.seen)
+        for index, layer in enumerate(self.layers):
+            under(f"layers.{index}", partial(layer.setup, above, self.seen))
             above = layer.z
-        self.decoder.setup(above, self.likelihood.params)
+        assemble(self, decoder=(above, self.likelihood.params))
         self._refuse_misfits(above)
 
     @torch.no_grad()

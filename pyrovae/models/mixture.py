@@ -8,8 +8,7 @@ known and the guide is the exact posterior:
     h_k = the h with E[T(x) | h] = \sum_i r_ik T(x_i) / N_k                (M-step)
 
 With the exact posterior as guide the bound is tight, and each EM iteration raises log p(x) until
-it stands still (Maximum Likelihood from Incomplete Data via the EM Algorithm, Dempster, Laird &
-Rubin, 1977). All that the M-step needs of the data is `Statistics`, and these add up over rows.
+it stands still. All that the M-step needs of the data is `Statistics`, and these add up over rows.
 
 By SVI the gradient flows through the model only. Fisher's identity,
 
@@ -32,12 +31,15 @@ from pyrovae.batch import Batch, as_batch
 from pyrovae.errors import Error
 from pyrovae.families import Bernoulli, Family, MultivariateNormal
 from pyrovae.models.model import Model, Statistics
+from pyrovae.models.seams import refuse_context, under
 from pyrovae.part import Shape
 from pyrovae.transforms import spread
 
 
 class Mixture(Model):
     """A mixture of `components` members of one family, fitted by EM or by SVI.
+
+    Maximum Likelihood from Incomplete Data via the EM Algorithm (Dempster, Laird & Rubin, 1977).
 
     Args:
         x: the event shape of the data.
@@ -55,9 +57,9 @@ class Mixture(Model):
     family: Family = MultivariateNormal()
 
     def setup(self) -> None:
-        self.family.setup(self.x)
+        under("family", lambda: self.family.setup(self.x))
         with torch.no_grad():
-            self.family.refuse_misfit(self.x)
+            under("family", lambda: self.family.refuse_misfit(self.x))
         self.logits = nn.Parameter(torch.zeros(self.components))
         self.h = nn.Parameter(torch.randn(self.components, *self.family.params))
 
@@ -73,7 +75,7 @@ class Mixture(Model):
         pyro.module("mixture", self)
         with pyro.plate("data", len(batch), dim=-1):
             k = pyro.sample("k", dist.Categorical(logits=self.logits))
-            return pyro.sample("x", self.family(self.h[k]), obs=batch.x)
+            return pyro.sample("x", self.family.given(self.h[k], batch), obs=batch.x)
 
     def guide(self, batch: Batch) -> None:
         batch = as_batch(batch)
@@ -81,6 +83,15 @@ class Mixture(Model):
             posterior = dist.Categorical(logits=self.joint(batch.x))
         with pyro.plate("data", len(batch), dim=-1):
             pyro.sample("k", posterior)
+
+    def require(self, batch: Batch) -> None:
+        refuse_context(self.kind, batch)
+        if batch.offset is not None:
+            raise Error("the model 'mixture' takes no size factors: leave the offset out")
+        self.family.check(batch)
+
+    def blank(self, x: Tensor) -> Batch:
+        return Batch(self.family.blank(x))
 
     @torch.no_grad()
     def expect(self, batch: Batch) -> Statistics:

@@ -30,8 +30,8 @@ class Tag:
     """What kind of number log p is; only numbers with equal tags can be compared.
 
     Args:
-        measure: `counting` for a probability, `lebesgue` for a density, `unknown` for a pair that
-            has seen no data.
+        measure: `counting` for a probability, `lebesgue` for a density, `mixed (...)` with each
+            column of a table that has both, `unknown` for a pair that has seen no data.
         given: what the number is conditioned on, empty for p(x).
     """
 
@@ -42,7 +42,7 @@ class Tag:
         word = {
             "counting": "a probability (counting measure)",
             "lebesgue": "a density (Lebesgue measure)",
-        }[self.measure]
+        }.get(self.measure, f"a density, {self.measure}")
         return f"{word} given {self.given}" if self.given else word
 
 
@@ -69,7 +69,7 @@ class Model(Part):
 
     A member whose `exact` is true gives log p(x) as `log_prob(batch)`, shape `(rows,)`; one that
     EM can fit has `expect` and `maximize`. What x is, a member says by `observation`, the family
-    of its rows, or by `event`, `tag`, `support` and `takes` themselves.
+    of its rows, or by `event`, `tag`, `support`, `takes` and `names` themselves.
     """
 
     missing: bool = False
@@ -123,6 +123,11 @@ class Model(Part):
     def takes(self) -> str:
         """The support in words."""
         return f"{self.observation.kind} takes {self.observation.takes}"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the columns of x, where the model knows them."""
+        return self.observation.names
 
     @property
     def enumerates(self) -> bool:
@@ -186,7 +191,8 @@ class Model(Part):
         """Refuse rows that the model cannot have generated.
 
         Raises:
-            Error: rows of the wrong shape, not finite, or outside the likelihood's support.
+            Error: rows of the wrong shape, not finite, incomplete where the model cannot skip
+                entries, or outside the likelihood's support; what does not belong to rows.
         """
         x, event = batch.x, tuple(self.event)
         if tuple(x.shape[1:]) != event:
@@ -194,20 +200,26 @@ class Model(Part):
                 f"rows of the data have the shape {tuple(x.shape[1:])}, the model's x has {event}"
             )
         self.require(batch)
-        there = ~x.isnan() if self.missing else torch.ones_like(x, dtype=torch.bool)
-        if len(bad := torch.nonzero((~x.isfinite() & there).flatten(1).any(-1))):
-            word = "infinite values" if self.missing else "NaN or infinite values"
-            raise Error(f"{len(bad)} of {len(x)} rows hold {word}, first {bad[0].item()}")
+        batch.check()
+        there = ~x.isnan()
+        if len(bad := torch.nonzero(x.isinf().flatten(1).any(-1))):
+            raise Error(f"{len(bad)} of {len(x)} rows hold infinite values, first {bad[0].item()}")
+        if not self.missing and len(bad := torch.nonzero(~there.flatten(1).all(-1))):
+            raise Error(
+                f"{len(bad)} of {len(x)} rows hold NaN, missing entries, first {bad[0].item()}: "
+                "set missing = true on a model that can skip them, as a VAE, or drop the rows"
+            )
         inside = self.support.check(x)
         if inside.shape == x.shape:
             inside = inside | ~there
         if not inside.all():
             row, *entry = torch.nonzero(~inside)[0].tolist()
             outside = (~inside.reshape(len(x), -1).all(-1)).sum()
+            column = f" in the column '{self.names[entry[-1]]}'" if self.names else ""
             raise Error(
                 f"{outside} of {len(x)} rows are outside the support, such as row {row} with the "
-                f"value {x[(row, *entry)].tolist()}: {self.takes}; transform the data or choose "
-                "another likelihood"
+                f"value {x[(row, *entry)].tolist()}{column}: {self.takes}; transform the data or "
+                "choose another likelihood"
             )
 
     @property

@@ -1,12 +1,11 @@
 """Where the parts of a model meet: what an encoder sees, and what cannot be put together.
 
-An encoder sees x as the likelihood encodes it. Where entries can be missing it sees a zero in
-their place, and beside the row, along its first dimension, a mask that is 1 where an entry is
-there; a one-hot code needs none, since no class is all zeros. What a row is conditioned on is put
-beside it in the same way: beside an image as further channels.
+An encoder sees x as the likelihood encodes it, with a mask beside it where entries can be missing.
+What a row is conditioned on is put beside it in the same way: beside an image as further channels.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -20,29 +19,27 @@ from pyrovae.errors import Error
 from pyrovae.families import Family
 from pyrovae.families.family import refuse_misfit
 from pyrovae.networks import Network
+from pyrovae.part import Part
 from pyrovae.priors import Guide, Prior
 
 Map = tuple[str, Network, tuple[int, ...], tuple[int, ...]]
 """A network's name, itself, and the shapes that it maps between."""
 
 
+def assemble(whole: Part, **shapes: tuple[Any, ...]) -> None:
+    """Set the named parts up, each with its shapes; an error names the part."""
+    for name, given in shapes.items():
+        under(name, partial(getattr(whole, name).setup, *given))
+
+
 def seen_shape(likelihood: Family, missing: bool) -> Size:
     """The shape of what an encoder sees of a row."""
-    shape = likelihood.seen
-    if missing and shape == likelihood.event:
-        return Size((2 * shape[0], *shape[1:]))
-    return shape
+    return likelihood.seen_missing if missing else likelihood.seen
 
 
 def see(likelihood: Family, x: Tensor, missing: bool) -> Tensor:
     """What an encoder sees of rows `(..., *event)`."""
-    seen = likelihood.encode(x)
-    if not missing:
-        return seen
-    if seen.shape != x.shape:
-        return seen.nan_to_num(0.0)
-    there = ~x.isnan()
-    return torch.cat([torch.where(there, seen, 0.0), there.to(x)], -len(likelihood.event))
+    return likelihood.encode_missing(x) if missing else likelihood.encode(x)
 
 
 def beside(shape: tuple[int, ...], context: tuple[int, ...]) -> Size:

@@ -28,6 +28,7 @@ from pyrovae.errors import Error
 from pyrovae.families import Bernoulli, Family, Normal
 from pyrovae.models.model import Model
 from pyrovae.models.seams import (
+    assemble,
     begin,
     beside,
     join,
@@ -84,13 +85,15 @@ class SemiSupervisedVAE(Model):
 
     def setup(self) -> None:
         y = (self.classes,)
-        self.likelihood.setup(self.x)
-        self.posterior.setup(self.z)
+        assemble(self, likelihood=(self.x,), posterior=(self.z,))
         self.seen = seen_shape(self.likelihood, self.missing)
-        self.prior.setup(self.z, beside(self.seen, y))
-        self.encoder.setup(beside(self.seen, y), self.posterior.params)
-        self.decoder.setup(beside(self.z, y), self.likelihood.params)
-        self.classifier.setup(self.seen, y)
+        assemble(
+            self,
+            prior=(self.z, beside(self.seen, y)),
+            encoder=(beside(self.seen, y), self.posterior.params),
+            decoder=(beside(self.z, y), self.likelihood.params),
+            classifier=(self.seen, y),
+        )
         self.logits = nn.Parameter(torch.zeros(self.classes))
         self._refuse_misfits()
 

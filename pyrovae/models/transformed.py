@@ -50,7 +50,7 @@ class Transformed(Model):
         self.transform.setup(self.base.event)
 
     def _refuse_probabilities(self) -> None:
-        if self.base.tag.measure == "counting":
+        if "counting" in self.base.tag.measure:
             raise Error(f"{self.transform.kind} needs a density: {self.base.takes}")
 
     def inside(self, batch: Batch) -> Batch:
@@ -74,6 +74,9 @@ class Transformed(Model):
         super().check(batch)
         self.base.check(self.inside(batch))
         self._refuse_probabilities()
+
+    def require(self, batch: Batch) -> None:
+        self.base.require(batch)
 
     def start(self, batch: Batch) -> None:
         self.transform.start(batch.filled().x)
@@ -113,6 +116,10 @@ class Transformed(Model):
     @property
     def event(self) -> tuple[int, ...]:
         return self.base.event
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.base.names
 
     @property
     def tag(self) -> Tag:

@@ -3,8 +3,7 @@
     log p(x) = ELBO + KL(q(z|x) || p(z|x)),      ELBO = E_q[log p(x|z)] - KL(q(z|x) || p(z))
 
 Maximising the ELBO in the parameters of both programs raises log p(x) and draws q towards the
-posterior at once (Auto-Encoding Variational Bayes, Kingma & Welling, 2014,
-https://arxiv.org/abs/1312.6114).
+posterior at once.
 """
 
 from collections.abc import Iterable
@@ -20,6 +19,7 @@ from pyrovae.distributions import all_states
 from pyrovae.families import Bernoulli, Family, MultivariateNormal, Normal
 from pyrovae.models.model import Model
 from pyrovae.models.seams import (
+    assemble,
     begin,
     few_states,
     refuse_context,
@@ -38,7 +38,9 @@ from pyrovae.refinements import Refinement
 
 
 class VAE(Model):
-    """A variational autoencoder.
+    """A variational autoencoder, p(x, z) = p(z) p(x | z) with the guide q(z | x).
+
+    Auto-Encoding Variational Bayes (Kingma & Welling, 2014, https://arxiv.org/abs/1312.6114).
 
     Args:
         x: the event shape of the data.
@@ -74,12 +76,14 @@ class VAE(Model):
     marginal_start: bool = True
 
     def setup(self) -> None:
-        self.likelihood.setup(self.x)
-        self.posterior.setup(self.z)
+        assemble(self, likelihood=(self.x,), posterior=(self.z,))
         seen = seen_shape(self.likelihood, self.missing)
-        self.prior.setup(self.z, seen)
-        self.encoder.setup(seen, self.posterior.params)
-        self.decoder.setup(self.z, self.likelihood.params)
+        assemble(
+            self,
+            prior=(self.z, seen),
+            encoder=(seen, self.posterior.params),
+            decoder=(self.z, self.likelihood.params),
+        )
         self._refuse_misfits(seen)
 
     @torch.no_grad()
