@@ -181,7 +181,7 @@ def ready(parameter):
     if model.kind == "pair":
         model.start(Batch(torch.zeros(6, *model.event).double()))
     given = {}
-    if hasattr(model, "context"):
+    if getattr(model, "context", None):
         given["context"] = torch.randn(40, *model.context).double()
     if hasattr(model, "classes"):
         given["labels"] = torch.arange(40) % (model.classes + 1) - 1

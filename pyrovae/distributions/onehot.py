@@ -18,7 +18,6 @@ from torch.distributions.constraints import Constraint
 
 from pyrovae.distributions.supports import one_hot
 
-
 STATES = 256
 """Up to how many states of a discrete latent are summed over."""
 

@@ -17,6 +17,7 @@ left out where a network begins.
 """
 
 import math
+from itertools import pairwise
 from typing import Annotated, Any, ClassVar
 
 import pyro.distributions as dist
@@ -133,14 +134,18 @@ class DiscretizedLogisticMixture(Family):
         return mixture.to_event(len(self.event))
 
     def marginal(self, batch: Batch) -> Tensor:
-        """Components at quantiles of each entry, which share the variance that is left over.
+        """Each component at the moments of its share of the sorted values of an entry.
 
-        They are moved apart within a level: where one value is frequent its quantiles are equal.
+        To the variance of a share comes that of the entry over K^2, so that nothing between two
+        shares is out of reach, and equal centres are moved apart within a level.
         """
-        few = batch.x[:: -(-len(batch) // 4096)]
-        middles = (torch.arange(self.components).to(few) + 0.5) / self.components
-        centres = few.sort(0).values[(middles * len(few)).long()]
-        centres = centres + (middles - 0.5).reshape(-1, *[1] * len(self.event))
-        rest = few.var(0, correction=0) - centres.var(0, correction=0)
-        loc, raw = _raw(self, centres, rest)
-        return torch.cat([torch.zeros_like(loc), loc, raw.expand_as(loc)])
+        few = batch.x[:: -(-len(batch) // 4096)].sort(0).values
+        ends = torch.linspace(0, len(few), self.components + 1).long().tolist()
+        shares = [few[min(a, len(few) - 1) : max(b, a + 1)] for a, b in pairwise(ends)]
+        centres = torch.stack([share.mean(0) for share in shares])
+        variance = torch.stack([share.var(0, correction=0) for share in shares])
+        apart = torch.linspace(-0.5, 0.5, self.components).to(few)
+        centres = centres + apart.reshape(-1, *[1] * len(self.event))
+        variance = variance + few.var(0, correction=0) / self.components**2
+        loc, raw = _raw(self, centres, variance)
+        return torch.cat([torch.zeros_like(loc), loc, raw])
