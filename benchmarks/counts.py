@@ -9,7 +9,7 @@ Three sets of counts:
 * digits: the grey levels of scikit-learn's digits, whole numbers from 0 to 16.
 
 Every model has the same latent, networks and training, and ends at its best epoch on validation
-rows. Differences are paired by row; their standard errors are over test rows of one split and one start.
+rows. Differences are paired by row; a standard error is over test rows, for one split and start.
 
     python benchmarks/counts.py
 """

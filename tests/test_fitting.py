@@ -38,7 +38,8 @@ FAST = {"epochs": 3, "batch_size": 50}
 
 def vae(seed=0, **fields):
     torch.manual_seed(seed)
-    return VAE(x=(64,), z=(3,), encoder={"kind": "mlp", "hidden": (16,)}, **fields)
+    small = {"kind": "mlp", "hidden": (16,)}
+    return Model.from_spec({"kind": "vae", "x": (64,), "z": (3,), "encoder": small} | fields)
 
 
 def weights(model):
@@ -51,11 +52,18 @@ def same(a, b):
     )
 
 
+PARTNERS = {"categorical": "one-hot", "uniform-sphere": "power-spherical"}
+
+
 @pytest.mark.parametrize("prior", sorted(Prior.members))
 def test_same_seed_same_weights_to_the_bit(prior):
-    models = [vae(prior=prior) for _ in range(3)]
+    fields, rows = {"prior": prior, "posterior": PARTNERS.get(prior, "normal")}, Batch(X)
+    if prior == "conditional":
+        fields |= {"kind": "conditional-vae", "context": (1,)}
+        rows = Batch(X, context=X[:, :1])
+    models = [vae(**fields) for _ in range(3)]
     for model, seed in zip(models, (1, 1, 2), strict=True):
-        fit(model, X, seed=seed, **FAST)
+        fit(model, rows, seed=seed, **FAST)
     assert same(weights(models[0]), weights(models[1]))
     assert not same(weights(models[0]), weights(models[2]))
 

@@ -52,7 +52,7 @@ def assembled(prior, z=Z, seen=SEEN):
     return prior.double()
 
 
-def two_moons_vae(prior="standard-normal", **fields):
+def two_groups_vae(prior="standard-normal", **fields):
     """A small VAE of rows whose latents fall into two groups."""
     affine = {"kind": "mlp", "hidden": ()}
     return VAE(
@@ -307,7 +307,7 @@ class TestExemplar:
 
     def test_trains_evaluates_without_a_trace_and_is_saved_with_its_rows(self, tmp_path):
         x = two_groups(60)
-        vae = two_moons_vae(Exemplar(neighbours=5))
+        vae = two_groups_vae(Exemplar(neighbours=5))
         before = log_likelihood(vae, x[:8], particles=5).value.shape
         history = fit(vae, x, x[:10], epochs=5, batch_size=20, learning_rate=0.02)
         kept = {name: tensor.clone() for name, tensor in vae.named_buffers()}
@@ -326,7 +326,7 @@ class TestExemplar:
 
     def test_in_training_a_model_leaves_out_the_rows_at_hand(self):
         x = two_groups(30)
-        vae = two_moons_vae(Exemplar(neighbours=29))
+        vae = two_groups_vae(Exemplar(neighbours=29))
         vae.start(Batch(x))
         index = torch.tensor([3, 7, 20])
         with vae.scope():
@@ -340,9 +340,13 @@ class TestExemplar:
 
     def test_refuses_a_single_row_and_rows_that_it_did_not_start_at(self):
         with pytest.raises(Error, match="exemplar needs at least 2 training rows, got 1"):
-            fit(two_moons_vae("exemplar"), two_groups(2)[:1])
+            fit(two_groups_vae("exemplar"), two_groups(2)[:1])
         with pytest.raises(FitError, match="exemplar has to start at its training rows"):
-            fit(two_moons_vae("exemplar"), two_groups(), start=False)
+            fit(two_groups_vae("exemplar"), two_groups(), start=False)
+        vae = two_groups_vae("exemplar")
+        fit(vae, two_groups(20), epochs=1)
+        with pytest.raises(FitError, match="exemplar has to start at its training rows"):
+            fit(vae, two_groups(40), start=False)
 
 
 class TestConditional:
@@ -385,7 +389,7 @@ def state(model):
 
 class TestRefitPrior:
     def fitted(self, **fields):
-        vae = two_moons_vae(**fields)
+        vae = two_groups_vae(**fields)
         with torch.no_grad():
             vae.encoder.output.weight.copy_(torch.tensor([[0.5, 0.5], [0.0, 0.0]]))
             vae.encoder.output.bias.copy_(torch.tensor([0.0, -2.0]))

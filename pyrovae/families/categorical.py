@@ -109,7 +109,8 @@ class OrderedLogistic(Family):
     def start(self, x: Tensor) -> None:
         """Cut points at the data's shares, with half an observation more of each level."""
         counts = torch.stack([(x == k).sum(0) for k in range(self.classes)], -1).to(x) + 0.5
-        cuts = (counts / counts.sum(-1, keepdim=True)).cumsum(-1)[..., :-1].logit()
+        below, above = counts.cumsum(-1)[..., :-1], counts.flip(-1).cumsum(-1).flip(-1)[..., 1:]
+        cuts = (below / above).log()
         gaps = (cuts.diff(dim=-1) - _LEAST).clamp(min=1e-6)
         self.raw_cuts.copy_(torch.cat([cuts[..., :1], inverse_softplus(gaps)], -1))
 

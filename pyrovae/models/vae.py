@@ -57,11 +57,11 @@ class VAE(Model):
         marginal_start: whether the decoder begins at the data's marginal distribution.
 
     Example:
-        >>> vae = VAE(x=(64,), z=(8,), prior="vamp", encoder=MLP(hidden=(32,)))
+        >>> vae = VAE(x=(64,), z=(8,), prior="laplace", encoder=MLP(hidden=(32,)))
         >>> vae.sample(5, seed=0).shape
         torch.Size([5, 64])
         >>> vae.prior
-        Vamp(components=100)
+        Laplace(scale=1.0)
     """
 
     x: Shape

@@ -63,9 +63,9 @@ class Exemplar(Prior):
     @torch.no_grad()
     def _locate(self, q: Guide, own: Tensor) -> None:
         """Find the latent places of the rows at hand, of all rows where none is known yet."""
+        if own.max() >= len(self.rows):
+            raise Error("exemplar has to start at its training rows: pass start = True")
         if len(self.places) != len(self.rows):
-            if own.max() >= len(self.rows):
-                raise Error("exemplar has to start at its training rows: pass start = True")
             self.places = self.rows.new_zeros(len(self.rows), *self.z)
             own = torch.arange(len(self.rows), device=own.device)
         for index in own.split(4096):
