@@ -20,6 +20,9 @@ quantiles, with r_kd = p(k | z_<=d), and through the weights, with A_kd = w_kd (
 
     (dF_d / dphi) / f_d = \sum_k r_kd sigma_kd dzeta_kd / dphi + A_kd dlog w~_kd / dphi,
     zeta_kd = (z_d - mu_kd) / sigma_kd,    w~_kd = pi_k \prod_{j<d} N(z_j; mu_kj, sigma_kj^2) .
+
+A shift of weight carries draws from one component to another. Those in the gap between have far to
+go, so the wider a gap, the rarer and the larger their gradients.
 """
 
 import math

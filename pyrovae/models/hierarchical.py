@@ -26,7 +26,6 @@ from pyrovae.models.seams import (
     begin,
     beside,
     join,
-    refuse_context,
     refuse_latent,
     refuse_likelihood,
     refuse_networks,
@@ -219,9 +218,6 @@ class HierarchicalVAE(Model):
     def check(self, batch: Batch) -> None:
         super().check(batch)
         self.likelihood.check(batch)
-
-    def require(self, batch: Batch) -> None:
-        refuse_context(self.kind, batch)
 
     def blank(self, x: Tensor) -> Batch:
         return Batch(self.likelihood.blank(x))

@@ -31,7 +31,7 @@ from pyrovae.batch import Batch, as_batch
 from pyrovae.errors import Error
 from pyrovae.families import Bernoulli, Family, MultivariateNormal
 from pyrovae.models.model import Model, Statistics
-from pyrovae.models.seams import refuse_context, under
+from pyrovae.models.seams import under
 from pyrovae.part import Shape
 from pyrovae.transforms import spread
 
@@ -85,7 +85,7 @@ class Mixture(Model):
             pyro.sample("k", posterior)
 
     def require(self, batch: Batch) -> None:
-        refuse_context(self.kind, batch)
+        super().require(batch)
         if batch.offset is not None:
             raise Error("the model 'mixture' takes no size factors: leave the offset out")
         self.family.check(batch)

@@ -186,6 +186,10 @@ class Model(Part):
 
     def require(self, batch: Batch) -> None:
         """Refuse rows without the context that the model needs, or with one that it ignores."""
+        if batch.context is not None:
+            raise Error(
+                f"the rows have a context, which the model '{self.kind}' ignores: leave it out"
+            )
 
     def check(self, batch: Batch) -> None:
         """Refuse rows that the model cannot have generated.

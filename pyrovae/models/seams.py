@@ -97,12 +97,6 @@ def refuse_likelihood(likelihood: Family, missing: bool) -> None:
         under("likelihood", lambda: likelihood.present(p))
 
 
-def refuse_context(kind: str, batch: Batch) -> None:
-    """Refuse rows with a context for a model that would ignore it."""
-    if batch.context is not None:
-        raise Error(f"the rows have a context, which the model '{kind}' ignores: leave it out")
-
-
 def few_states(posterior: Family) -> bool:
     """Whether the states of a discrete guide are few enough to sum over."""
     return posterior.states is not None and posterior.states <= STATES

@@ -32,7 +32,6 @@ from pyrovae.models.seams import (
     begin,
     beside,
     join,
-    refuse_context,
     refuse_latent,
     refuse_likelihood,
     refuse_networks,
@@ -178,9 +177,6 @@ class SemiSupervisedVAE(Model):
                     f"labels are whole numbers from 0 to {self.classes - 1}, or -1 where they are "
                     f"missing, got {batch.labels[strange][0].item()}"
                 )
-
-    def require(self, batch: Batch) -> None:
-        refuse_context(self.kind, batch)
 
     def blank(self, x: Tensor) -> Batch:
         return Batch(self.likelihood.blank(x))

@@ -22,7 +22,6 @@ from pyrovae.models.seams import (
     assemble,
     begin,
     few_states,
-    refuse_context,
     refuse_latent,
     refuse_likelihood,
     refuse_networks,
@@ -143,9 +142,6 @@ class VAE(Model):
     def check(self, batch: Batch) -> None:
         super().check(batch)
         self.likelihood.check(batch)
-
-    def require(self, batch: Batch) -> None:
-        refuse_context(self.kind, batch)
 
     def log_prob(self, batch: Batch) -> Tensor:
         """Log p(x) = log of the sum over all states of z, where these are few."""
