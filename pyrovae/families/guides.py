@@ -24,6 +24,7 @@ from pyrovae import distributions
 from pyrovae.batch import Batch
 from pyrovae.distributions import STATES, one_hot, sphere
 from pyrovae.errors import Error
+from pyrovae.families.categorical import floored
 from pyrovae.families.continuous import inverse_softplus
 from pyrovae.families.family import Family
 from pyrovae.transforms import spread
@@ -96,15 +97,9 @@ class OneHot(Family):
         return x.flatten(1)
 
     def maximize(self, statistics: Tensor) -> Tensor:
-        """The frequencies; those below the floor are raised to it, and the others make room."""
-        frequency = statistics.unflatten(-1, self.event)
-        least = self.floor / self.event[-1]
-        ordered = frequency.sort(-1).values
-        rest = ordered.flip(-1).cumsum(-1).flip(-1)
-        room = 1 - least * torch.arange(self.event[-1]).to(rest)
-        factor = room / rest  # of all from the i-th on, with those before it at the floor
-        first = (factor * ordered >= least).to(torch.uint8).argmax(-1, keepdim=True)
-        return (factor.gather(-1, first) * frequency).clamp(min=least).log()
+        """The frequencies, none of them below the floor."""
+        frequencies = statistics.unflatten(-1, self.event)
+        return floored(frequencies, self.floor / self.event[-1]).log()
 
 
 class MixtureOfNormals(Family):
