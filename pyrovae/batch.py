@@ -64,16 +64,21 @@ class Batch:
         """Whether entries of x are missing, which is looked up once for all parts of a batch."""
         return self.x.is_floating_point() and bool(self.x.isnan().any())
 
-    def filled(self) -> Self:
-        """The batch with each missing entry drawn from those of its column that are there."""
+    def filled(self, inside: float | Tensor = 0.0) -> Self:
+        """The batch with each missing entry drawn from those of its column that are there.
+
+        Args:
+            inside: what a column without any is filled with: a number, or one for each entry.
+        """
         if not self.incomplete:
             return self
         x = self.x.flatten(1).clone()
-        for column in x.mT:
+        instead = (torch.zeros_like(self.x[0]) + inside).flatten()
+        for column, number in zip(x.mT, instead, strict=True):
             missing = column.isnan()
             there = column[~missing]
             chosen = torch.randint(max(len(there), 1), (int(missing.sum()),)).to(x.device)
-            column[missing] = there[chosen] if len(there) else 0.0
+            column[missing] = there[chosen] if len(there) else number
         return replace(self, x=x.unflatten(1, self.x.shape[1:]))
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:

@@ -16,3 +16,8 @@ class Error(ValueError):
     def under(self, prefix: str) -> "Error":
         """The same error, its path counted from one level further out."""
         return Error(self.message, ".".join(filter(None, (prefix, self.path))))
+
+
+def brief(failure: Exception) -> str:
+    """The failure of other code in one line: its type, and the first line of what it says."""
+    return f"{type(failure).__name__}: {failure}".splitlines()[0].removesuffix(": ")

@@ -22,7 +22,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyrovae.batch import Batch, Rows, as_batch
-from pyrovae.errors import Error
+from pyrovae.errors import Error, brief
 from pyrovae.models import Model
 from pyrovae.objectives import ELBO, Objective
 from pyrovae.optim import Optim
@@ -216,7 +216,7 @@ def _culprit(model: Model, engine: SVI, rows: Rows, batch_size: int) -> str:
         try:
             good = _finite(engine.step(batch), *model.parameters())
         except (RuntimeError, ValueError) as failure:
-            return f"step {step}: {str(failure).splitlines()[0]}"
+            return f"step {step}: {brief(failure)}"
         if not good:
             before.restore()
             return f"step {step}: {_blame(model, engine, batch)}"

@@ -130,12 +130,18 @@ def settled(
     columns = table.get("columns")
     if table.get("kind") != Columns.kind or columns is None:
         return table
-    if columns == AUTO:
-        return table | {"columns": proposed()}
-    if isinstance(columns, Mapping):
-        _refuse_others(columns, names or tuple(columns), f"{path}.columns")
-        columns = {name: _table(columns[name]) for name in names or columns}
-    return table | {"columns": columns}
+
+    def decided(columns: Any) -> Any:
+        if isinstance(columns, list):
+            return [decided(choice) for choice in columns]
+        if columns == AUTO:
+            return proposed()
+        if isinstance(columns, Mapping):
+            _refuse_others(columns, names or tuple(columns), f"{path}.columns")
+            return {name: _table(columns[name]) for name in names or columns}
+        return columns
+
+    return table | {"columns": decided(columns)}
 
 
 def _table(family: Any) -> Any:

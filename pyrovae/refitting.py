@@ -106,8 +106,9 @@ def _exchanged(model: Model, prior: Any, everything: Batch) -> Model:
     table = model.spec()
     reduce(getitem, path, table)[field] = prior
     new = Model.from_spec(table).to(*destination(model))
-    new.start(everything)
     kept = {k: v for k, v in model.state_dict().items() if not k.startswith(f"{name}.")}
+    new.load_state_dict(kept, strict=False)  # before the start too: an encoder sees embeddings
+    new.start(everything)
     new.load_state_dict(kept, strict=False)
     return new
 

@@ -232,6 +232,9 @@ def _member_schema(kind: str, member: type[Part]) -> Tree:
 def _or_choice(rule: Tree) -> Tree:
     """The rule of a field, or a list of values that obey it, where the field takes no list."""
     options = rule.get("anyOf", [rule])
+    for option in options:
+        if isinstance(part := option.get("additionalProperties"), dict):
+            option["additionalProperties"] = _or_choice(part)
     if any(option.get("type") == "array" for option in options):
         return rule
     return {"anyOf": [rule, {"type": "array", "items": rule, "minItems": 1}]}
@@ -249,10 +252,24 @@ def _choices(
                 raise Error("is a choice among nothing", f"{path}.{name}")
             yield (name,), value
         elif isinstance(value, Mapping) and inner:
+            named = _choices_of_each if dict in types else _choices
             yield from (
-                ((name, *steps), values)
-                for steps, values in _choices(inner, value, f"{path}.{name}")
+                ((name, *steps), values) for steps, values in named(inner, value, f"{path}.{name}")
             )
+
+
+def _choices_of_each(
+    role: type[Part], parts: Mapping[str, Any], path: str
+) -> Iterator[tuple[tuple[str, ...], list[Any]]]:
+    """The choices in a table of parts by name, such as the families of columns."""
+    for name, part in parts.items():
+        if isinstance(part, list):
+            if not part:
+                raise Error("is a choice among nothing", f"{path}.{name}")
+            yield (name,), part
+        elif isinstance(part, Mapping):
+            for steps, values in _choices(role, part, f"{path}.{name}"):
+                yield (name, *steps), values
 
 
 def _types(annotation: Any) -> Iterator[Any]:

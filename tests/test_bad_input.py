@@ -5,7 +5,17 @@ import json
 import pytest
 import torch
 
-from pyrovae import VAE, Batch, ConditionalVAE, Error, fit
+from pyrovae import (
+    VAE,
+    Batch,
+    ConditionalVAE,
+    Error,
+    SemiSupervisedVAE,
+    fit,
+    impute,
+    latents,
+    reconstruct,
+)
 from pyrovae.catalogue import roles
 from pyrovae.models import Model
 from pyrovae.part import json_schema
@@ -167,3 +177,46 @@ def test_a_context_of_the_wrong_length_is_refused():
     with pytest.raises(Error, match=r"should have the shape \(8, 2\), got \(7, 2\)"):
         fit(model, Batch(COUNTS, context=torch.zeros(7, 2)))
     assert isinstance(vae("poisson"), VAE)
+
+
+@pytest.mark.parametrize("function", [latents, reconstruct])
+@pytest.mark.parametrize(
+    ("rows", "settings", "message"),
+    [
+        (
+            torch.zeros(4, 5),
+            {},
+            r"rows of the data have the shape \(5,\), the model's x has \(3,\)",
+        ),
+        (torch.full((4, 3), torch.nan), {}, "4 of 4 rows hold NaN"),
+        (COUNTS, {"particles": 0}, r"^particles: should be a whole number from 1, got 0"),
+        (COUNTS, {"particles": 2.5}, r"^particles: should be a whole number from 1, got 2\.5"),
+    ],
+    ids=["shape", "gaps", "none", "half"],
+)
+def test_the_guide_is_not_asked_about_rows_that_are_none(function, rows, settings, message):
+    with pytest.raises(Error, match=message) as failure:
+        function(vae("poisson"), rows, **settings)
+    assert "\n" not in str(failure.value)
+
+
+def test_no_class_is_predicted_for_rows_with_gaps():
+    model = SemiSupervisedVAE(x=(3,), z=(2,), classes=2, likelihood="poisson")
+    with pytest.raises(Error, match="1 of 2 rows hold NaN"):
+        model.predict(torch.tensor([[0.0, 1.0, 5.0], [torch.nan, 1.0, 5.0]]))
+
+
+@pytest.mark.parametrize("count", [0, -1, 2.5, "3", COUNTS])
+def test_a_number_of_draws_that_is_none_is_refused(count):
+    model = vae("poisson", missing=True)
+    for draw in (model.sample, lambda n: impute(model, COUNTS, draws=n)):
+        with pytest.raises(Error, match=r": should be a whole number from 1, got ") as failure:
+            draw(count)
+        assert "\n" not in str(failure.value)
+
+
+def test_a_context_for_new_rows_is_an_array_for_one_or_for_all():
+    model = ConditionalVAE(x=(3,), z=(2,), context=(2,), likelihood="poisson")
+    assert model.sample(3, seed=0, context=[[0.0, 1.0]]).shape == (3, 3)
+    with pytest.raises(Error, match=r"should have the shape \(3, 2\), got \(2, 2\)"):
+        model.sample(3, context=torch.zeros(2, 2))

@@ -21,7 +21,7 @@ from pyrovae.families import Categorical, Columns, Family, LogNormal, Normal, Po
 from pyrovae.models import Model, Transformed
 from pyrovae.proposal import propose
 from pyrovae.runs import open_run, save
-from pyrovae.specs import parse, schema
+from pyrovae.specs import candidates, parse, schema
 
 KINDS = {
     "age": "normal",
@@ -559,4 +559,29 @@ def test_columns_that_are_not_those_of_the_data_are_refused(tmp_path, change, me
 def test_the_schema_knows_auto():
     rule = schema()["$defs"]["Family.columns"]["properties"]["columns"]["anyOf"][0]["anyOf"]
     assert rule[0] == {"enum": ["auto"]}
-    assert rule[1]["additionalProperties"] == {"$ref": "#/$defs/Family"}
+    family = {"$ref": "#/$defs/Family"}
+    choice = {"type": "array", "items": family, "minItems": 1}
+    assert rule[1]["additionalProperties"] == {"anyOf": [family, choice]}
+
+
+@pytest.mark.parametrize("columns", [["auto", KINDS], KINDS | {"cost": ["gamma", "log-normal"]}])
+def test_families_of_columns_can_be_a_choice(tmp_path, columns):
+    spec = auto_spec(tmp_path, columns)
+    one = parse({"data": spec.data, "train": spec.train["a"], "model": spec.models["a"]}, "one")
+    run = fit_spec(one, tmp_path / "run", True, lambda text: None)
+    assert len(run.results["tried"]) == 2
+
+
+def test_a_column_has_its_own_choices():
+    def labels(**columns):
+        likelihood = {"kind": "columns", "columns": {"age": "normal"} | columns}
+        return [label for label, _ in candidates({"kind": "vae", "likelihood": likelihood})]
+
+    start = "likelihood.columns.visits"
+    assert labels(visits=["poisson", "normal"]) == [f"{start}=poisson", f"{start}=normal"]
+    floors = {"kind": "normal", "floor": [0.1, 0.2]}
+    assert labels(visits=floors) == [f"{start}.floor=0.1", f"{start}.floor=0.2"]
+    named_as_fields = labels(kind="normal", floor=["normal", "laplace"])
+    assert named_as_fields[0] == "likelihood.columns.floor=normal"
+    with pytest.raises(Error, match=r"columns\.visits: is a choice among nothing"):
+        labels(visits=[])

@@ -559,3 +559,14 @@ class TestModels:
             fit(model, x[:1000], x[1000:1200], epochs=60, learning_rate=3e-3)
         poisson = compare(models, x[1200:], particles=200)["poisson"]
         assert poisson.difference < -3 * poisson.difference_se
+
+
+@pytest.mark.parametrize("kind", ["multinomial", "dirichlet-multinomial"])
+def test_a_million_counts_keep_the_digits_that_float32_parameters_have(kind):
+    family = Family.from_spec(kind)
+    family.setup((20,))
+    h = (4 + torch.randn(20)).expand(50, 20)
+    x = torch.distributions.Multinomial(1_000_000, logits=h[0]).sample((50,))
+    exact = family.given(h.double(), Batch(x.double())).log_prob(x.double())
+    error = family.given(h, Batch(x)).log_prob(x) - exact
+    assert error.abs().max() < 0.25

@@ -33,6 +33,14 @@ def alone(parameter):
     return assembled_family(parameter, (1,) if single else None)
 
 
+def differentiates_twice(function, h):
+    """Whether second derivatives exist and are right."""
+    try:
+        return torch.autograd.gradgradcheck(function, h, raise_exception=False)
+    except RuntimeError:
+        return False
+
+
 def numbers(support):
     """Numbers that cover a support, and the weight of each, for sums that are integrals.
 
@@ -176,6 +184,18 @@ class TestFamiliesOfOneEntry:
         (exact,) = torch.autograd.grad((weight * family(h).mean).sum(), h)
         error = 5 * slopes.std(0) / len(h) ** 0.5  # by chance once in 10^6
         assert ((slopes.mean(0) - exact[0]).abs() <= error + 1e-9).all()
+
+    def test_the_gradient_of_a_draw_has_a_gradient_where_the_class_says_so(self, parameter):
+        family = alone(parameter)
+        h = torch.randn(4, *family.params).double().requires_grad_()
+        if not family(h).has_rsample:
+            return
+
+        def draw(h):
+            torch.manual_seed(0)
+            return family(h).rsample()
+
+        assert family.smooth == differentiates_twice(draw, h)
 
 
 SHAPED = [(parameter, event) for parameter in FAMILIES for event in events(make(parameter))]

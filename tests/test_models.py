@@ -320,6 +320,17 @@ def test_training_with_missing_entries_has_finite_gradients_and_improves():
     assert history.epochs[-1].loss < history.epochs[0].loss
 
 
+@pytest.mark.parametrize("kind", ["beta", "gamma", "log-normal", "logit-normal"])
+@pytest.mark.parametrize("table", [False, True])
+def test_a_column_without_any_entry_begins_inside_the_support(kind, table):
+    likelihood = {"kind": "columns", "columns": {"a": kind, "b": kind}} if table else kind
+    model = VAE(x=(2,), z=(1,), likelihood=likelihood, missing=True)
+    x = 0.1 + 0.8 * torch.rand(20, 2)
+    x[:, 1] = torch.nan
+    fit(model, x, epochs=1, progress=False)
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
 def test_a_mask_tells_the_encoder_a_missing_entry_from_a_zero():
     model, _, _, _ = linear_with_holes()
     zero = torch.zeros(1, 5).double()

@@ -44,6 +44,14 @@ class Two(Fixed):
     def forward(self, x):
         return self.layer(x), self.layer(x)
 
+class Lookup(nn.Module):
+    def forward(self, x):
+        return {}["x"]
+
+class Silent(nn.Module):
+    def forward(self, x):
+        raise RuntimeError
+
 class Outer(nn.Module):
     class Inner(nn.Linear):
         pass
@@ -328,7 +336,19 @@ class TestModule:
             ),
             (
                 {"path": "my_nets:Fixed", "options": {"sizes": [7, 4]}},
-                r": cannot take rows of the shape \(6,\): mat1 and mat2",
+                r": cannot take rows of the shape \(6,\): RuntimeError: mat1 and mat2",
+            ),
+            (
+                {"path": "my_nets:Encoder", "options": {"width": "wide"}},
+                r": my_nets:Encoder cannot be made: TypeError: ",
+            ),
+            (
+                {"path": "my_nets:Lookup"},
+                r": cannot take rows of the shape \(6,\): KeyError: 'x'$",
+            ),
+            (
+                {"path": "my_nets:Silent"},
+                r": cannot take rows of the shape \(6,\): RuntimeError$",
             ),
             (
                 {"path": "my_nets:Two", "options": {"sizes": [6, 4]}},

@@ -10,7 +10,7 @@ from pyro import poutine
 from torch import distributions as torch_dist
 from torch.nn import Linear
 
-from pyrovae import VAE, Batch, ConditionalVAE, fit, log_likelihood, log_weights
+from pyrovae import VAE, Batch, ConditionalVAE, Error, fit, log_likelihood, log_weights
 from pyrovae.distributions import all_states
 from pyrovae.objectives import ELBO
 from pyrovae.priors import GaussianMixture, Guide
@@ -190,10 +190,11 @@ def test_log_likelihood_is_the_integral_over_the_circle():
 
 
 class TestRefined:
-    def pair(self, prior="standard-normal", **settings):
+    def pair(self, prior="standard-normal", posterior="normal", **settings):
         """The same model without and with a refinement."""
+        parts = {"prior": prior, "likelihood": "fixed-normal", "posterior": posterior}
         plain, refined = (
-            VAE(x=(3,), z=(2,), prior=prior, likelihood="fixed-normal", refine=refine).double()
+            VAE(x=(3,), z=(2,), **parts, refine=refine).double()
             for refine in (None, SemiAmortized(**settings))
         )
         refined.load_state_dict(plain.state_dict())
@@ -225,6 +226,13 @@ class TestRefined:
         _, refined, x = self.pair(steps=2)
         history = fit(refined, x, epochs=20, batch_size=30, learning_rate=0.01)
         assert history.epochs[-1].loss < history.epochs[0].loss
+
+    @pytest.mark.parametrize("posterior", ["gamma", "beta", "mixture-of-normals"])
+    def test_does_not_train_through_a_gradient_that_has_none(self, posterior):
+        _, refined, x = self.pair(prior="vamp", posterior=posterior)
+        with pytest.raises(Error, match=r"^refine: the gradient of draws of " + posterior):
+            fit(refined, x, epochs=1)
+        assert math.isfinite(log_likelihood(refined, x, particles=5).mean)
 
     def test_a_vamp_prior_is_made_of_the_unrefined_guide(self):
         _, refined, x = self.pair(prior={"kind": "vamp", "components": 6})

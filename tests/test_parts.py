@@ -79,7 +79,7 @@ def test_numpy_numbers_and_lists_are_taken():
         ({"z": "two"}, r"model\.z: should be a valid list, such as \[2\], got 'two'"),
         (
             {"posterior": "bernoulli"},
-            r"model\.posterior: bernoulli has no reparameterised samples: use fixed-normal or ",
+            r"model\.posterior: bernoulli has no reparameterised samples: use normal or ",
         ),
         (
             {"likelihood": {"kind": "normal", "floor": float("nan")}},

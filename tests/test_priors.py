@@ -23,6 +23,7 @@ from pyrovae import (
 )
 from pyrovae.distributions import HorseshoeLike
 from pyrovae.evaluate.likelihood import bound
+from pyrovae.families import Columns
 from pyrovae.models import HierarchicalVAE, Mixture, Stochastic
 from pyrovae.priors import (
     Categorical,
@@ -514,3 +515,16 @@ class TestRefitPrior:
                 refit_prior(self.fitted(), "wild", two_groups(20))
         finally:
             del Prior.members["wild"]
+
+
+@pytest.mark.parametrize("prior", [Exemplar(), Vamp(components=5)])
+def test_another_prior_begins_at_rows_as_the_trained_encoder_sees_them(prior):
+    rows = torch.stack([torch.arange(20) % 4, torch.randn(20)], -1)
+    classes = {"kind": "categorical", "classes": 4}
+    columns = Columns(columns={"a": classes, "b": "normal"}, embedding=3)
+    vae = VAE(x=(2,), z=(2,), likelihood=columns, posterior="normal")
+    fit(vae, rows, epochs=1, progress=False)
+    new = refit_prior(vae, prior, rows, epochs=1, learning_rate=1e-9, seed=5, progress=False)
+    own = new.prior.rows if prior.kind == "exemplar" else new.prior.inputs
+    distance = torch.cdist(own, new.likelihood.encode(rows)).min(-1).values
+    assert distance.max() < 1e-3

@@ -61,10 +61,13 @@ class Multinomial(dist.TorchDistribution):  # type: ignore[misc]
         return self.mean * -self.logits.expm1()
 
     def log_prob(self, value: Tensor) -> Tensor:
-        dims = tuple(range(-len(self.event_shape), 0))
-        entries = (value * self.logits - torch.lgamma(value + 1)).sum(dims)
-        same = torch.isclose(value.sum(dims), self.total, rtol=1e-6, atol=0.5)
-        return torch.where(same, torch.lgamma(self.total + 1) + entries, -torch.inf)
+        # In float64: log n! has no digit behind the point in float32 where n is a million.
+        value, total = value.flatten(-len(self.event_shape)).double(), self.total.double()
+        logits = self.logits.flatten(len(self.batch_shape)).double().log_softmax(-1)
+        entries = (value * logits - torch.lgamma(value + 1)).sum(-1)
+        same = torch.isclose(value.sum(-1), total, rtol=1e-6, atol=0.5)
+        log_p = torch.where(same, torch.lgamma(total + 1) + entries, -torch.inf)
+        return log_p.to(self.logits)
 
     @torch.no_grad()
     def sample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
@@ -122,12 +125,10 @@ class DirichletMultinomial(dist.TorchDistribution):  # type: ignore[misc]
 
     def log_prob(self, value: Tensor) -> Tensor:
         dims = tuple(range(-len(self.event_shape), 0))
-        excess = log_rising(self.log_a, value).sum(dims)
-        return (
-            self.plain.log_prob(value)
-            + excess
-            - log_rising(self.log_concentration, self.plain.total)
-        )
+        value, total = value.double(), self.plain.total.double()
+        excess = log_rising(self.log_a.double(), value).sum(dims)
+        excess = excess - log_rising(self.log_concentration.double(), total)
+        return (self.plain.log_prob(value) + excess).to(self.log_a)
 
     @torch.no_grad()
     def sample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008

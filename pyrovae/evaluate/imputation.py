@@ -23,7 +23,7 @@ from pyrovae.batch import as_batch
 from pyrovae.errors import Error
 from pyrovae.evaluate.likelihood import BLOCK, log_density, paired_traces
 from pyrovae.models import Model
-from pyrovae.models.model import observed, require_model
+from pyrovae.models.model import observed, require_model, require_positive
 from pyrovae.place import destination, in_mode, seeded
 
 
@@ -86,6 +86,7 @@ def impute(model: Model, data: Any, draws: int = 100, seed: int = 0) -> Imputati
         Error: a model that takes complete rows only; rows that it cannot have generated.
     """
     require_model(model)
+    require_positive(draws, "draws")
     if not model.missing:
         raise Error(f"'{model.kind}' takes complete rows: build it with missing = true", "model")
     with seeded(seed), in_mode(model, False):

@@ -41,7 +41,7 @@ from torch import Tensor
 from pyrovae.batch import Batch, as_batch
 from pyrovae.errors import Error
 from pyrovae.models import Model
-from pyrovae.models.model import observed, require_model
+from pyrovae.models.model import observed, require_model, require_positive
 from pyrovae.part import validated
 from pyrovae.place import destination, in_mode, placed, seeded, unchecked
 
@@ -52,6 +52,9 @@ BLOCK = 4096
 
 def log_weights(model: Model, data: Any, particles: int = 1) -> Tensor:
     """The log-weights log p(x, z) - log q(z | x), shape `(particles, rows)`, with gradient.
+
+    The model is in the mode that it is in: call `model.eval()` first where they are to be an
+    estimate of p(x), since in training dropout and labels take part.
 
     Args:
         model: any model whose latents live in a plate at dimension -1.
@@ -376,10 +379,11 @@ def _guided(
     model: Model, data: Any, particles: int, seed: int
 ) -> Iterator[tuple[Batch, AbstractContextManager[Any], poutine.Trace]]:
     """The rows, a plate of particles and the guide's run in it, in evaluation."""
+    require_positive(particles, "particles")
     plate = pyro.plate("particles", particles, dim=-2)
     with torch.no_grad(), seeded(seed), in_mode(model, False):
         batch = as_batch(data).to(*destination(model))
-        model.require(batch)
+        model.check(batch)
         yield batch, plate, paired_traces(model, batch, plate)[0]
 
 

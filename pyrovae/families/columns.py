@@ -138,8 +138,13 @@ class Columns(Family):
         return self._joint(part.given(own, rows) for (part, rows), own in columns)
 
     def present(self, p: dist.Distribution) -> dist.Distribution:
+        return Present(p, self.inside)
+
+    @property
+    def inside(self) -> Tensor:  # type: ignore[override]
+        """A number inside the support of each column, shape `event`."""
         inside = self.shift.new_tensor([part.inside for part in self.columns.values()])
-        return Present(p, self.shift + self.unit * inside)
+        return self.shift + self.unit * inside
 
     def check(self, batch: Batch) -> None:
         if not self.conditions:

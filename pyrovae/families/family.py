@@ -64,6 +64,8 @@ class Family(Part):
     support: ClassVar[Constraint] = constraints.real
     planes: ClassVar[int] = 1
     inside: ClassVar[float] = 0.0
+    smooth: ClassVar[bool] = True
+    """Whether the gradient of a draw has a gradient itself, as refinement in training needs."""
 
     def setup(self, event: tuple[int, ...]) -> None:
         """Take the event shape; `params`, the shape that a network has to deliver, follows."""

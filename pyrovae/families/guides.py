@@ -43,6 +43,7 @@ class PowerSpherical(Family):
 
     floor: Fraction = 0.01
     support: ClassVar[Constraint] = sphere
+    smooth: ClassVar[bool] = False
 
     def setup(self, event: tuple[int, ...]) -> None:
         if len(event) != 1 or event[0] < 2:
@@ -121,6 +122,8 @@ class MixtureOfNormals(Family):
     components: PositiveInt = 4
     floor: PositiveFloat = 1e-3
     stratified: bool = True
+
+    smooth: ClassVar[bool] = False
 
     def setup(self, event: tuple[int, ...]) -> None:
         self.event = Size(event)

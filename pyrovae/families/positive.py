@@ -74,6 +74,7 @@ class Gamma(Family):
     planes: ClassVar[int] = 2
     support: ClassVar[Constraint] = constraints.positive
     inside: ClassVar[float] = 1.0
+    smooth: ClassVar[bool] = False
 
     def setup(self, event: tuple[int, ...]) -> None:
         super().setup(event)

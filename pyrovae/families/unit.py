@@ -71,6 +71,7 @@ class Beta(Family):
     planes: ClassVar[int] = 2
     support: ClassVar[Constraint] = open_unit_interval
     inside: ClassVar[float] = 0.5
+    smooth: ClassVar[bool] = False
 
     def setup(self, event: tuple[int, ...]) -> None:
         super().setup(event)

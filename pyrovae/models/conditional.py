@@ -125,7 +125,7 @@ class ConditionalVAE(Model):
 
     @torch.no_grad()
     def start(self, batch: Batch) -> None:
-        batch, context = batch.filled(), self._context(batch)
+        batch, context = batch.filled(self.likelihood.inside), self._context(batch)
         self.shift.copy_(context.mean(0))
         self.unit.copy_(spread(context))
         begin(self.likelihood, self.decoder, batch, self.marginal_start)

@@ -211,7 +211,7 @@ class HierarchicalVAE(Model):
         return ((f"z{len(self.layers) - index}", layer) for index, layer in enumerate(self.layers))
 
     def start(self, batch: Batch) -> None:
-        batch = batch.filled()
+        batch = batch.filled(self.likelihood.inside)
         begin(self.likelihood, self.decoder, batch, self.marginal_start)
         self.prior.start(see(self.likelihood, batch.x, self.missing))
 

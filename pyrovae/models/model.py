@@ -169,10 +169,14 @@ class Model(Part):
                 them, for a model that needs one.
         """
         device, dtype = destination(self)
-        if isinstance(rows, int):
+        if not isinstance(rows, Batch):
+            require_positive(rows, "rows")
             rows = self.blank(torch.zeros(rows, *self.event, device=device, dtype=dtype))
         if context is not None:
-            rows = rows.replace(context=context.expand(len(rows), *context.shape[1:]))
+            context = torch.as_tensor(context)
+            if len(context) == 1:
+                context = context.expand(len(rows), *context.shape[1:])
+            rows = rows.replace(context=context)
         self.require(rows)
         random = nullcontext() if seed is None else seeded(seed)
         with self.scope(), in_mode(self, False), random, unchecked():
@@ -241,6 +245,13 @@ def require_model(value: Any) -> None:
     """Refuse what is no model."""
     if not isinstance(value, Model):
         raise Error(f"should be a model, such as VAE(...), got {value!r}", "model")
+
+
+def require_positive(value: Any, name: str) -> None:
+    """Refuse what is no number of rows, or of draws."""
+    if not isinstance(value, int) or value < 1:
+        got = value if isinstance(value, (int, float, str)) else type(value).__name__
+        raise Error(f"should be a whole number from 1, got {got!r}", name)
 
 
 def observed(trace: poutine.Trace) -> list[Any]:

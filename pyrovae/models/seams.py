@@ -15,8 +15,8 @@ from torch.distributions.constraints import Constraint
 
 from pyrovae.batch import Batch
 from pyrovae.distributions import STATES
-from pyrovae.errors import Error
-from pyrovae.families import Family
+from pyrovae.errors import Error, brief
+from pyrovae.families import Family, Normal
 from pyrovae.families.family import refuse_misfit
 from pyrovae.networks import Network
 from pyrovae.part import Part
@@ -80,11 +80,11 @@ def refuse_networks(maps: Sequence[Map]) -> None:
     for name, network, source, target in maps:
         try:
             shape = tuple(network(torch.zeros(2, *source)).shape)
-        except (RuntimeError, TypeError, ValueError) as failure:
-            if isinstance(failure, Error):
-                raise failure.under(name) from None
-            reason = str(failure).splitlines()[0]
-            raise Error(f"cannot take rows of the shape {tuple(source)}: {reason}", name) from None
+        except Error as error:
+            raise error.under(name) from None
+        except Exception as failure:
+            why = f"cannot take rows of the shape {tuple(source)}: {brief(failure)}"
+            raise Error(why, name) from failure
         if shape != (2, *target):
             raise Error(f"gives {shape[1:]} for {tuple(source)}, not {tuple(target)}", name)
 
@@ -127,8 +127,9 @@ def refuse_latent(
 
 
 def _partners(support: Constraint | None, z: tuple[int, ...]) -> str:
-    """The guides over a support, by name."""
+    """The guides over a support, by name, the usual one first."""
     found = [kind for kind in sorted(Family.members) if _guides(kind, support, z)]
+    found.sort(key=lambda kind: kind != Normal.kind)
     return " or ".join(found[:4]) if found else "another prior"
 
 

@@ -153,6 +153,7 @@ class SemiSupervisedVAE(Model):
     def predict_proba(self, data: object) -> Tensor:
         """q(y | x) of rows, shape `(rows, classes)`."""
         batch = as_batch(data).to(*destination(self))
+        self.check(batch)
         with in_mode(self, False):
             return self.classifier(see(self.likelihood, batch.x, self.missing)).softmax(-1)
 
@@ -161,7 +162,7 @@ class SemiSupervisedVAE(Model):
         return self.predict_proba(data).argmax(-1)
 
     def start(self, batch: Batch) -> None:
-        batch = batch.filled()
+        batch = batch.filled(self.likelihood.inside)
         begin(self.likelihood, self.decoder, batch, self.marginal_start)
         seen = see(self.likelihood, batch.x, self.missing)
         y = OneHot(torch.zeros(len(batch), self.classes).to(seen)).sample()

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pyrovae.batch import Batch, as_batch
 from pyrovae.distributions import all_states
+from pyrovae.errors import Error
 from pyrovae.families import Bernoulli, Family, MultivariateNormal, Normal
 from pyrovae.models.model import Model
 from pyrovae.models.seams import (
@@ -135,7 +136,13 @@ class VAE(Model):
         return log_p + self.p(z, batch).log_prob(batch.x) - q.log_prob(z)
 
     def start(self, batch: Batch) -> None:
-        batch = batch.filled()
+        if self.refine and not self.posterior.smooth:
+            raise Error(
+                f"the gradient of draws of {self.posterior.kind} has no gradient: refine it in "
+                "evaluation only, or train with another posterior, such as normal",
+                "refine",
+            )
+        batch = batch.filled(self.likelihood.inside)
         begin(self.likelihood, self.decoder, batch, self.marginal_start)
         self.prior.start(see(self.likelihood, batch.x, self.missing))
 

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, PlainValidator, WithJsonSchema
 from torch import Tensor, nn
 
-from pyrovae.errors import Error
+from pyrovae.errors import Error, brief
 from pyrovae.named import Named, find
 from pyrovae.networks.network import Network
 from pyrovae.part import Part
@@ -72,7 +72,10 @@ class Module(Network):
             signature.bind(**options)
         except TypeError as failure:
             raise Error(f"{self.path} cannot be made with these options: {failure}") from None
-        self.module = self.path.value(**options)
+        try:
+            self.module = self.path.value(**options)
+        except Exception as failure:
+            raise Error(f"{self.path} cannot be made: {brief(failure)}") from failure
 
     def forward(self, a: Tensor) -> Tensor:
         leading = a.shape[: a.dim() - len(self.source)]
