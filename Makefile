@@ -11,7 +11,7 @@ test: .venv/ready lint
 	$(BIN)/pytest -n 2
 
 slow: .venv/ready
-	$(BIN)/pytest -m "slow or grid"
+	$(BIN)/pytest -n 2 -m "slow or grid"
 
 lint: .venv/ready
 	$(BIN)/ruff check .
