@@ -261,6 +261,7 @@ def refuse(
         Error: rows that the model cannot have generated, too few of them, a method that the model
             has not, early stopping without validation rows.
     """
+    model.refuse_training()
     for name, batch in (("train", train), ("validation", validation)):
         if batch is not None:
             check_rows(model, batch, name)

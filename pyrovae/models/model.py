@@ -137,6 +137,9 @@ class Model(Part):
     def start(self, batch: Batch) -> None:
         """Begin at the data, before the first step: all training rows. Nothing by default."""
 
+    def refuse_training(self) -> None:
+        """Refuse parts that can be evaluated but not trained. Nothing by default."""
+
     def log_prob(self, batch: Batch) -> Tensor:
         """Log p(x) in closed form, shape `(rows,)`, of a model with `exact = True`."""
         raise Error(

@@ -78,6 +78,9 @@ class Transformed(Model):
     def require(self, batch: Batch) -> None:
         self.base.require(batch)
 
+    def refuse_training(self) -> None:
+        self.base.refuse_training()
+
     def start(self, batch: Batch) -> None:
         self.transform.start(batch.filled().x)
         self.base.start(self.inside(batch))

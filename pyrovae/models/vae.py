@@ -135,13 +135,15 @@ class VAE(Model):
         log_p = self.prior(Guide(self.q, batch.index)).log_prob(z)
         return log_p + self.p(z, batch).log_prob(batch.x) - q.log_prob(z)
 
-    def start(self, batch: Batch) -> None:
+    def refuse_training(self) -> None:
         if self.refine and not self.posterior.smooth:
             raise Error(
                 f"the gradient of draws of {self.posterior.kind} has no gradient: refine it in "
                 "evaluation only, or train with another posterior, such as normal",
                 "refine",
             )
+
+    def start(self, batch: Batch) -> None:
         batch = batch.filled(self.likelihood.inside)
         begin(self.likelihood, self.decoder, batch, self.marginal_start)
         self.prior.start(see(self.likelihood, batch.x, self.missing))
