@@ -197,6 +197,14 @@ class TestPowerSpherical:
                 assert gradient.isfinite().all()
 
 
+    def test_a_vector_off_the_sphere_is_refused(self):
+        p = PowerSpherical(torch.eye(3)[0], torch.tensor(2.0))
+        with pytest.raises(ValueError, match="within the support"):
+            p.log_prob(torch.tensor([1.0, 0.1, 0.0]))
+        unit = torch.nn.functional.normalize(torch.randn(50, 3), dim=-1)
+        assert sphere.check(unit.double()).all()
+
+
 class TestPowerSphericalFamily:
     def test_no_direction_at_all_gives_finite_gradients(self):
         family = PowerSphericalFamily()

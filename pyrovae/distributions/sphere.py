@@ -88,9 +88,11 @@ class PowerSpherical(dist.TorchDistribution):  # type: ignore[misc]
     support = sphere
     has_rsample = True
 
-    def __init__(self, direction: Tensor, concentration: Tensor) -> None:
+    def __init__(
+        self, direction: Tensor, concentration: Tensor, validate_args: bool | None = None
+    ) -> None:
         self.direction, self.concentration = direction, concentration
-        super().__init__(direction.shape[:-1], direction.shape[-1:], validate_args=False)
+        super().__init__(direction.shape[:-1], direction.shape[-1:], validate_args=validate_args)
 
     @property
     def _beta(self) -> tuple[Tensor, Tensor]:
@@ -125,6 +127,8 @@ class PowerSpherical(dist.TorchDistribution):  # type: ignore[misc]
         return -self._log_peak - self.concentration * log_b
 
     def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
         apart = (value - self.direction).square().sum(-1) / 4
         apart = apart.clamp(max=1 - torch.finfo(apart.dtype).eps)
         return self._log_peak + self.concentration * (-apart).log1p()
@@ -147,4 +151,4 @@ class PowerSpherical(dist.TorchDistribution):  # type: ignore[misc]
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Self:
         direction = self.direction.expand(*batch_shape, -1)
-        return type(self)(direction, self.concentration.expand(batch_shape))
+        return type(self)(direction, self.concentration.expand(batch_shape), self._validate_args)
