@@ -145,7 +145,7 @@ def test_the_tilted_uniform_integrates_to_one_in_float32(eta):
 def test_the_remainder_of_stirlings_formula():
     k = np.array([1e-12, 0.1, 1.0, 31.9, 32.1, 40.0, 100.0, 1e3])
     at = torch.tensor(k, requires_grad=True)
-    remainder = stirling(at)
+    remainder = stirling(at, at.log())
     remainder.sum().backward()
     exact, slope = gammaln(k) - (k * np.log(k) - k), digamma(k) - np.log(k)
     assert np.allclose(remainder.detach(), exact, rtol=0, atol=2e-12)
@@ -380,3 +380,17 @@ def test_joint_normals_keep_their_digits_in_float32(missing):
         found = kind(loc.float(), covariance).log_prob(x)
         assert found.dtype == torch.float32
         assert ((found - wanted).abs() < 0.02 * wanted.abs()).all()
+
+
+@pytest.mark.parametrize("logit", [-300.0, -90.0, 90.0, 300.0])
+def test_a_beta_whose_mean_rounds_to_an_end_keeps_its_tail(logit):
+    """Where a = c m is tiny, log p(x) = log a - log x + (b - 1) log(1 - x) up to terms in a."""
+    logits = torch.full((3,), logit, requires_grad=True)
+    c = torch.tensor([1e-3, 1.0, 40.0], requires_grad=True)
+    log_p = Beta(logits, c).log_prob(torch.tensor(0.25))
+    near, far = (0.25, 0.75) if logit < 0 else (0.75, 0.25)
+    exact = c.detach().log() - abs(logit) - math.log(near) + (c.detach() - 1) * math.log(far)
+    assert torch.allclose(log_p, exact, rtol=1e-5)
+    log_p.sum().backward()
+    assert torch.allclose(logits.grad, torch.full((3,), 1.0 if logit < 0 else -1.0), rtol=1e-3)
+    assert c.grad.isfinite().all()

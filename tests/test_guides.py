@@ -196,7 +196,6 @@ class TestPowerSpherical:
             for gradient in (mu.grad, scale.grad):
                 assert gradient.isfinite().all()
 
-
     def test_a_vector_off_the_sphere_is_refused(self):
         p = PowerSpherical(torch.eye(3)[0], torch.tensor(2.0))
         with pytest.raises(ValueError, match="within the support"):

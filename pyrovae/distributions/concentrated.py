@@ -34,15 +34,15 @@ def deviance(log_ratio: Tensor) -> Tensor:
     return log_ratio.expm1() - log_ratio
 
 
-def stirling(k: Tensor) -> Tensor:
-    """The remainder log Gamma(k) - (k log k - k), for k > 0."""
+def stirling(k: Tensor, log_k: Tensor) -> Tensor:
+    """The remainder log Gamma(k) - (k log k - k), for k > 0; with its logarithm k may be tiny."""
     large, small = k.clamp(min=32.0), k.clamp(max=32.0)
     u = large.square().reciprocal()
     series = (1 / 12 - u * (1 / 360 - u * (1 / 1260 - u / 1680))) / large
     return torch.where(
         k > 32.0,
         0.5 * (2 * math.pi / large).log() + series,
-        small.lgamma() - (small * small.log() - small),
+        (small + 1).lgamma() - log_k - (small * log_k - small),
     )
 
 
@@ -72,7 +72,7 @@ class Gamma(dist.TorchDistribution):  # type: ignore[misc]
 
     def log_prob(self, value: Tensor) -> Tensor:
         log, k = value.log(), self.concentration
-        return -k * deviance(log - self.log_mean) - log - stirling(k)
+        return -k * deviance(log - self.log_mean) - log - stirling(k, k.log())
 
     def rsample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
         ratio = dist.Gamma(self.concentration, self.concentration).rsample(sample_shape)
@@ -113,12 +113,24 @@ class Beta(dist.TorchDistribution):  # type: ignore[misc]
         return c * self.logits.sigmoid(), c * (-self.logits).sigmoid()
 
     def log_prob(self, value: Tensor) -> Tensor:
-        a, b = self._usual()
         log, log_rest = value.log(), (-value).log1p()
-        fit = a * deviance(log - logsigmoid(self.logits))
-        fit_rest = b * deviance(log_rest - logsigmoid(-self.logits))
-        normaliser = stirling(a) + stirling(b) - stirling(self.concentration)
-        return -fit - fit_rest - log - log_rest - normaliser
+        log_c, log_m = self.concentration.log(), logsigmoid(self.logits)
+        log_n = logsigmoid(-self.logits)
+        parts = ((value, log, log_m), (1 - value, log_rest, log_n))
+        fit = sum(self._fit(*part) for part in parts)
+        return -fit - log - log_rest + stirling(self.concentration, log_c)
+
+    def _fit(self, value: Tensor, log: Tensor, log_m: Tensor) -> Tensor:
+        """The fit a d(x / m) and the remainder of log Gamma(a), for a = c m, which may be tiny.
+
+        Far above m, a d(x / m) is c x - a (1 + log x / m): no overflow times no a.
+        """
+        c = self.concentration
+        log_a, log_ratio = c.log() + log_m, log - log_m
+        a = log_a.exp()
+        near = a * deviance(log_ratio.clamp(max=1.0))
+        far = c * value - a * (1 + log_ratio)
+        return torch.where(log_ratio < 1.0, near, far) + stirling(a, log_a)
 
     def rsample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
         value = dist.Beta(*self._usual()).rsample(sample_shape)
