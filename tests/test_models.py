@@ -311,6 +311,8 @@ def test_imputations_can_be_resampled_to_equal_weights():
     assert torch.allclose(equal.mean(0), some.mean, atol=0.15)
     low, high = some.interval(0.9)
     assert (low <= high).all()
+    with pytest.raises(Error, match=r"a number from 0 to 1, got -0\.25"):
+        some.interval(1.5)
     assert (some.missing == x.isnan()).all()
 
 

@@ -53,6 +53,8 @@ class Imputations:
 
     def quantile(self, probability: float) -> Tensor:
         """The smallest draw below which the weights reach the probability, `(rows, *x)`."""
+        if not 0 <= probability <= 1:
+            raise Error(f"a probability is a number from 0 to 1, got {probability}")
         values, order = self.values.sort(0)
         reached = self._weights().expand_as(values).gather(0, order).cumsum(0)
         first = (reached < probability).sum(0).clamp(max=len(values) - 1)

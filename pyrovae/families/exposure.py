@@ -82,7 +82,9 @@ def check(family: Any, batch: Batch) -> None:
     name = f"{family.kind} with exposure = '{family.exposure}'"
     if family.exposure == "offset":
         if batch.offset is None:
-            raise Error(f"{name} needs size factors: pass Batch(x, offset = ...)")
+            raise Error(
+                f"{name} needs size factors: Batch(x, offset = ...), or data.offset in a spec"
+            )
         batch.check()
     elif batch.offset is not None:
         raise Error(f"{name} ignores size factors: leave the offset out, or exposure = 'offset'")

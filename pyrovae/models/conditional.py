@@ -151,7 +151,10 @@ class ConditionalVAE(Model):
 
     def _context(self, batch: Batch) -> Tensor:
         if batch.context is None:
-            raise Error(f"the model '{self.kind}' needs a context for each row: Batch(x, context)")
+            raise Error(
+                f"the model '{self.kind}' needs a context for each row: Batch(x, context), or "
+                "data.context in a spec"
+            )
         return batch.context
 
     def blank(self, x: Tensor) -> Batch:
