@@ -523,7 +523,7 @@ def test_a_conditional_model_from_load_to_samples(tmp_path):
 @pytest.mark.parametrize("use", [latents, reconstruct, log_likelihood, fit])
 def test_a_conditional_model_says_what_it_needs(use):
     model = ConditionalVAE(x=(2,), z=(1,), context=(2,), likelihood=Normal(), **small())
-    with pytest.raises(Error, match=r"needs a context for each row: Batch\(x, context\)$"):
+    with pytest.raises(Error, match=r"needs a context for each row: Batch\(x, context\), or data"):
         use(model, torch.randn(30, 2))
 
 
