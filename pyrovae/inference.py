@@ -51,7 +51,7 @@ def _unheard(rows: int) -> None:
     """Nobody wants to know how many rows are done."""
 
 
-class SVI(pyro.infer.SVI):  # type: ignore[misc]
+class SVI(pyro.infer.SVI):
     """Pyro's SVI with a loss per row, a tensor that nothing waits for, and ordered parameters."""
 
     def __init__(

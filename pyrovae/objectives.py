@@ -75,7 +75,7 @@ class MeanFieldELBO(Objective):
         )
 
 
-class _Reparameterised(pyro.infer.TraceMeanField_ELBO):  # type: ignore[misc]
+class _Reparameterised(pyro.infer.TraceMeanField_ELBO):
     """Pyro's estimator, which has no gradient for draws that are not reparameterised."""
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:

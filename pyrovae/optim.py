@@ -15,7 +15,7 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 
 
-class Optim(PyroOptim):  # type: ignore[misc]
+class Optim(PyroOptim):
     """A `PyroOptim` that steps a single torch optimiser; parameters that appear later join it.
 
     Args:

@@ -46,7 +46,7 @@ def stirling(k: Tensor, log_k: Tensor) -> Tensor:
     )
 
 
-class Gamma(dist.TorchDistribution):  # type: ignore[misc]
+class Gamma(dist.TorchDistribution):
     """A gamma distribution, of variance mean^2 / concentration.
 
     Args:
@@ -74,7 +74,7 @@ class Gamma(dist.TorchDistribution):  # type: ignore[misc]
         log, k = value.log(), self.concentration
         return -k * deviance(log - self.log_mean) - log - stirling(k, k.log())
 
-    def rsample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
+    def rsample(self, sample_shape: Any = Size()) -> Tensor:
         ratio = dist.Gamma(self.concentration, self.concentration).rsample(sample_shape)
         return (ratio * self.mean).clamp(min=torch.finfo(ratio.dtype).tiny)
 
@@ -84,7 +84,7 @@ class Gamma(dist.TorchDistribution):  # type: ignore[misc]
         )
 
 
-class Beta(dist.TorchDistribution):  # type: ignore[misc]
+class Beta(dist.TorchDistribution):
     """A beta distribution, of variance mean (1 - mean) / (1 + concentration).
 
     Args:
@@ -132,7 +132,7 @@ class Beta(dist.TorchDistribution):  # type: ignore[misc]
         far = c * value - a * (1 + log_ratio)
         return torch.where(log_ratio < 1.0, near, far) + stirling(a, log_a)
 
-    def rsample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
+    def rsample(self, sample_shape: Any = Size()) -> Tensor:
         value = dist.Beta(*self._usual()).rsample(sample_shape)
         info = torch.finfo(value.dtype)
         return value.clamp(info.tiny, 1 - info.eps)
@@ -142,7 +142,7 @@ class Beta(dist.TorchDistribution):  # type: ignore[misc]
         return type(self)(*(value.expand(batch_shape) for value in parameters))
 
 
-class VonMises(dist.TorchDistribution):  # type: ignore[misc]
+class VonMises(dist.TorchDistribution):
     """The von Mises distribution of an angle; uniform at the concentration 0.
 
     Args:
@@ -174,7 +174,7 @@ class VonMises(dist.TorchDistribution):  # type: ignore[misc]
         return -k * distance - math.log(2 * math.pi) - bessel
 
     @torch.no_grad()
-    def sample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
+    def sample(self, sample_shape: Any = Size()) -> Tensor:
         value = dist.VonMises(self.loc, self.concentration).sample(sample_shape)
         return value.clamp(-math.pi, math.pi)
 

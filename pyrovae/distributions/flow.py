@@ -51,7 +51,7 @@ def build_flow(
     return whole
 
 
-class NormalizingFlow(dist.TorchDistribution):  # type: ignore[misc]
+class NormalizingFlow(dist.TorchDistribution):
     """The distribution of T(eps), eps ~ N(0, I).
 
     A draw is remembered with its density, which then costs no T^{-1}.
@@ -79,7 +79,7 @@ class NormalizingFlow(dist.TorchDistribution):  # type: ignore[misc]
         noise, jacobian = self.transform.inv.call_and_ladj(value)
         return _standard_normal(noise) + jacobian
 
-    def rsample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
+    def rsample(self, sample_shape: Any = Size()) -> Tensor:
         shape = self._extended_shape(Size(sample_shape))
         noise = torch.randn_like(self.like.new_empty(shape))
         value, jacobian = self.transform.call_and_ladj(noise)

@@ -40,7 +40,7 @@ class _Columnwise(Constraint):
 columnwise = _Columnwise
 
 
-class Joint(dist.TorchDistribution):  # type: ignore[misc]
+class Joint(dist.TorchDistribution):
     """Independent columns as the last dimension of a batch; `.to_event(1)` makes rows of them.
 
     Args:
@@ -68,7 +68,7 @@ class Joint(dist.TorchDistribution):  # type: ignore[misc]
         terms = [column.log_prob(entry) for column, entry in columns]
         return torch.stack(terms, -1) - self.unit.log()
 
-    def sample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
+    def sample(self, sample_shape: Any = Size()) -> Tensor:
         return self._raw([column.sample(sample_shape) for column in self.columns])
 
     @property

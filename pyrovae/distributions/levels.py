@@ -23,7 +23,7 @@ from torch.distributions.constraints import Constraint
 from torch.nn.functional import logsigmoid
 
 
-class Levels(dist.TorchDistribution):  # type: ignore[misc]
+class Levels(dist.TorchDistribution):
     """A level from 0 to K - 1, as a number of the dtype of the logits.
 
     Args:
@@ -58,7 +58,7 @@ class Levels(dist.TorchDistribution):  # type: ignore[misc]
         return logits.gather(-1, value.long().expand(shape)[..., None])[..., 0]
 
     @torch.no_grad()
-    def sample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
+    def sample(self, sample_shape: Any = Size()) -> Tensor:
         shape = self._extended_shape(Size(sample_shape))
         logits = self.logits.expand(*shape, -1)
         noise = torch.empty_like(logits).exponential_().log()

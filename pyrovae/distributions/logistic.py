@@ -23,7 +23,7 @@ from torch.distributions.constraints import Constraint
 from torch.nn.functional import logsigmoid
 
 
-class DiscretizedLogistic(dist.TorchDistribution):  # type: ignore[misc]
+class DiscretizedLogistic(dist.TorchDistribution):
     """Whole numbers from `low` to `high`, a logistic variable rounded and clamped.
 
     Args:
@@ -66,7 +66,7 @@ class DiscretizedLogistic(dist.TorchDistribution):  # type: ignore[misc]
             + torch.where(above & below, width, 0.0)
         )
 
-    def sample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
+    def sample(self, sample_shape: Any = Size()) -> Tensor:
         with torch.no_grad():
             uniform = self.loc.new_empty(self._extended_shape(sample_shape)).uniform_()
             return (self.loc + self.scale * uniform.logit()).round().clamp(self.low, self.high)

@@ -18,7 +18,7 @@ from torch.distributions.constraints import Constraint
 from pyrovae.distributions.overdispersed import log_gamma_draw, log_rising
 
 
-class Multinomial(dist.TorchDistribution):  # type: ignore[misc]
+class Multinomial(dist.TorchDistribution):
     """A multinomial whose total is a tensor: log p is -infinity for counts with another total.
 
     Args:
@@ -70,7 +70,7 @@ class Multinomial(dist.TorchDistribution):  # type: ignore[misc]
         return log_p.to(self.logits)
 
     @torch.no_grad()
-    def sample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
+    def sample(self, sample_shape: Any = Size()) -> Tensor:
         shape, split = self._extended_shape(Size(sample_shape)), len(self.batch_shape)
         logits = self.logits.flatten(split)
         share = (logits - logits.flip(-1).logcumsumexp(-1).flip(-1)).exp().clamp(max=1)
@@ -86,7 +86,7 @@ class Multinomial(dist.TorchDistribution):  # type: ignore[misc]
         return type(self)(total, self.logits, len(self.event_shape))
 
 
-class DirichletMultinomial(dist.TorchDistribution):  # type: ignore[misc]
+class DirichletMultinomial(dist.TorchDistribution):
     r"""A multinomial with p ~ Dirichlet(a), the concentration c = \sum_k a_k.
 
     Its mean is n a_k / c, its variance the multinomial's times (c + n) / (c + 1).
@@ -131,7 +131,7 @@ class DirichletMultinomial(dist.TorchDistribution):  # type: ignore[misc]
         return (self.plain.log_prob(value) + excess).to(self.log_a)
 
     @torch.no_grad()
-    def sample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
+    def sample(self, sample_shape: Any = Size()) -> Tensor:
         log_g = log_gamma_draw(self.log_a.expand(self._extended_shape(Size(sample_shape))))
         return Multinomial(self.plain.total, log_g, len(self.event_shape)).sample()
 

@@ -35,7 +35,7 @@ from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
 
-class NormalMixture(dist.TorchDistribution):  # type: ignore[misc]
+class NormalMixture(dist.TorchDistribution):
     r"""A mixture of normals with diagonal covariances, \sum_k pi_k N(mu_k, diag sigma_k^2).
 
     `sample` gives independent draws. Where `stratified`, `rsample` shares the n draws of a row out
@@ -101,10 +101,10 @@ class NormalMixture(dist.TorchDistribution):  # type: ignore[misc]
         zeta = (z.unsqueeze(-2) - self.loc) / self.scale
         return zeta, -0.5 * zeta.square() - self.scale.log() - 0.5 * math.log(2 * math.pi)
 
-    def sample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
+    def sample(self, sample_shape: Any = Size()) -> Tensor:
         return self._draw(self._uniform(Size(sample_shape))).unflatten(-1, self.event_shape)
 
-    def rsample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
+    def rsample(self, sample_shape: Any = Size()) -> Tensor:
         uniform = self._uniform(Size(sample_shape))
         if self.stratified:
             draws = len(sample_shape) + self.particles

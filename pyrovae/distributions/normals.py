@@ -134,7 +134,7 @@ class LowRank:
         return common[..., 0] + self.scale * self.scale.new_empty(*shape, d).normal_()
 
 
-class JointNormal(dist.TorchDistribution):  # type: ignore[misc]
+class JointNormal(dist.TorchDistribution):
     """A normal over vectors.
 
     Args:
@@ -161,7 +161,7 @@ class JointNormal(dist.TorchDistribution):  # type: ignore[misc]
     def log_prob(self, value: Tensor) -> Tensor:
         return _log_density(value - self.loc, self.covariance, self.event_shape[0])
 
-    def rsample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
+    def rsample(self, sample_shape: Any = Size()) -> Tensor:
         return self.loc + self.covariance.noise(Size(sample_shape) + self.batch_shape)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Self:

@@ -22,7 +22,7 @@ STATES = 256
 """Up to how many states of a discrete latent are summed over."""
 
 
-class OneHot(dist.TorchDistribution):  # type: ignore[misc]
+class OneHot(dist.TorchDistribution):
     """Independent categorical variables as one-hot vectors.
 
     Args:
@@ -57,13 +57,13 @@ class OneHot(dist.TorchDistribution):  # type: ignore[misc]
         dims = tuple(range(-len(self.event_shape), 0))
         return (value * self.logits).sum(dims)
 
-    def sample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
+    def sample(self, sample_shape: Any = Size()) -> Tensor:
         with torch.no_grad():
             logits = self.logits.expand(self._extended_shape(Size(sample_shape)))
             chosen = (logits - torch.empty_like(logits).exponential_().log()).argmax(-1)
             return torch.nn.functional.one_hot(chosen, logits.shape[-1]).to(logits)
 
-    def rsample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
+    def rsample(self, sample_shape: Any = Size()) -> Tensor:
         value, probs = self.sample(sample_shape), self.mean
         return value + (probs - probs.detach())
 

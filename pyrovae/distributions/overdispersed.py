@@ -71,7 +71,7 @@ def log_gamma_draw(log_a: Tensor) -> Tensor:
     return g.log() + u.log() / a + (log_a - bounded).clamp(min=0)
 
 
-class NegativeBinomial(dist.TorchDistribution):  # type: ignore[misc]
+class NegativeBinomial(dist.TorchDistribution):
     """A negative binomial by its mean mu and its dispersion theta, Var = mu + mu^2 / theta.
 
     Args:
@@ -108,7 +108,7 @@ class NegativeBinomial(dist.TorchDistribution):  # type: ignore[misc]
         )
 
     @torch.no_grad()
-    def sample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
+    def sample(self, sample_shape: Any = Size()) -> Tensor:
         shape = self._extended_shape(Size(sample_shape))
         log_theta = self.log_dispersion.expand(shape)
         log_rate = self.log_mean - log_theta + log_gamma_draw(log_theta)
@@ -120,7 +120,7 @@ class NegativeBinomial(dist.TorchDistribution):  # type: ignore[misc]
         )
 
 
-class BetaBinomial(dist.TorchDistribution):  # type: ignore[misc]
+class BetaBinomial(dist.TorchDistribution):
     """A beta-binomial by its mean n p and its concentration c, Var = n p (1-p) (c+n) / (c+1).
 
     Args:
@@ -174,7 +174,7 @@ class BetaBinomial(dist.TorchDistribution):  # type: ignore[misc]
         )
 
     @torch.no_grad()
-    def sample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
+    def sample(self, sample_shape: Any = Size()) -> Tensor:
         shape = self._extended_shape(Size(sample_shape))
         a, b = (log_gamma_draw(log_shape.expand(shape)) for log_shape in self._log_shapes())
         p = (a - b).sigmoid()

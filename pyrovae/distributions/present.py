@@ -16,7 +16,7 @@ from torch import Size, Tensor
 from torch.distributions.constraints import Constraint
 
 
-class Present(dist.TorchDistribution):  # type: ignore[misc]
+class Present(dist.TorchDistribution):
     """Independent entries of which some can be missing; samples are complete.
 
     Args:
@@ -44,10 +44,10 @@ class Present(dist.TorchDistribution):  # type: ignore[misc]
         dims = tuple(range(-len(self.event_shape), 0))
         return torch.where(there, entries, 0.0).sum(dims)
 
-    def rsample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
+    def rsample(self, sample_shape: Any = Size()) -> Tensor:
         return self.whole.rsample(sample_shape)
 
-    def sample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
+    def sample(self, sample_shape: Any = Size()) -> Tensor:
         return self.whole.sample(sample_shape)
 
     def complete(self, x: Tensor) -> Tensor:

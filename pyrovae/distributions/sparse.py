@@ -22,7 +22,7 @@ FAR = 1e4
 """From which |z|, in units of the scale, log(1 + 1/z^2) is 1/z^2 to the last digit."""
 
 
-class HorseshoeLike(dist.TorchDistribution):  # type: ignore[misc]
+class HorseshoeLike(dist.TorchDistribution):
     """The horseshoe-like distribution, a pole at 0 and heavy tails; it has no mean.
 
     The Horseshoe-Like Regularization for Feature Subset Selection (Bhadra, Datta, Polson &
@@ -46,7 +46,7 @@ class HorseshoeLike(dist.TorchDistribution):  # type: ignore[misc]
         far = -2 * distance.clamp(min=FAR).log()
         return torch.where(distance < FAR, near, far) - (2 * pi * self.scale).log()
 
-    def rsample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
+    def rsample(self, sample_shape: Any = Size()) -> Tensor:
         scale = self.scale.expand(self._extended_shape(Size(sample_shape)))
         cauchy = (pi * (torch.rand_like(scale) - 0.5)).tan()
         return scale * torch.rand_like(scale) * cauchy

@@ -29,7 +29,7 @@ from torch.nn.functional import normalize
 from pyrovae.distributions.supports import sphere
 
 
-class UniformSphere(dist.TorchDistribution):  # type: ignore[misc]
+class UniformSphere(dist.TorchDistribution):
     """The uniform distribution over directions, p(x) = Gamma(D/2) / (2 pi^{D/2}).
 
     Args:
@@ -42,7 +42,7 @@ class UniformSphere(dist.TorchDistribution):  # type: ignore[misc]
     support = sphere
     has_rsample = True
 
-    def __init__(self, dim: int, like: Tensor | None = None, batch_shape: Any = Size()) -> None:  # noqa: B008
+    def __init__(self, dim: int, like: Tensor | None = None, batch_shape: Any = Size()) -> None:
         self.like = torch.zeros(()) if like is None else like
         super().__init__(Size(batch_shape), Size((dim,)), validate_args=False)
 
@@ -64,7 +64,7 @@ class UniformSphere(dist.TorchDistribution):  # type: ignore[misc]
         shape = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
         return -self.entropy().expand(shape)
 
-    def rsample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
+    def rsample(self, sample_shape: Any = Size()) -> Tensor:
         """Directions of standard normals."""
         shape = self._extended_shape(Size(sample_shape))
         return normalize(torch.randn_like(self.like.new_empty(shape)), dim=-1)
@@ -73,7 +73,7 @@ class UniformSphere(dist.TorchDistribution):  # type: ignore[misc]
         return type(self)(self.event_shape[0], self.like, batch_shape)
 
 
-class PowerSpherical(dist.TorchDistribution):  # type: ignore[misc]
+class PowerSpherical(dist.TorchDistribution):
     """The Power Spherical distribution, p(x) = C (1 + mu'x)^kappa.
 
     Args:
@@ -133,7 +133,7 @@ class PowerSpherical(dist.TorchDistribution):  # type: ignore[misc]
         apart = apart.clamp(max=1 - torch.finfo(apart.dtype).eps)
         return self._log_peak + self.concentration * (-apart).log1p()
 
-    def rsample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
+    def rsample(self, sample_shape: Any = Size()) -> Tensor:
         """Draws around one end of the first axis, which a reflection takes to mu.
 
         It is the end further from mu, so that the reflection is smooth in mu.

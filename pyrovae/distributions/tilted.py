@@ -21,7 +21,7 @@ _SMALL = 0.1
 """Where the series are as exact as the formulas, in float64."""
 
 
-class TiltedUniform(dist.TorchDistribution):  # type: ignore[misc]
+class TiltedUniform(dist.TorchDistribution):
     """The continuous Bernoulli distribution.
 
     Args:
@@ -60,7 +60,7 @@ class TiltedUniform(dist.TorchDistribution):  # type: ignore[misc]
         formula = large + (-(-2 * large).exp()).log1p() - (2 * large).log()
         return self.eta * (value - 0.5) - torch.where(t.abs() < _SMALL, series, formula)
 
-    def rsample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
+    def rsample(self, sample_shape: Any = Size()) -> Tensor:
         """By the inverse of the distribution function, from the side that has the mass."""
         uniform = torch.rand_like(self.eta.expand(self._extended_shape(Size(sample_shape))))
         decay = -self.eta.abs().clamp(min=1e-6)

@@ -24,15 +24,12 @@ from pyrovae.models.seams import (
     begin,
     beside,
     join,
-    refuse_latent,
-    refuse_likelihood,
-    refuse_networks,
+    refuse_misfits,
     see,
     seen_shape,
 )
 from pyrovae.networks import MLP, Network
 from pyrovae.part import Shape
-from pyrovae.place import in_mode, seeded
 from pyrovae.priors import Guide, Prior, StandardNormal
 from pyrovae.transforms import spread
 
@@ -80,20 +77,7 @@ class ConditionalVAE(Model):
             encoder=(seen, self.posterior.params),
             decoder=(beside(self.z, self.context), self.likelihood.params),
         )
-        self._refuse_misfits(seen)
-
-    @torch.no_grad()
-    def _refuse_misfits(self, seen: tuple[int, ...]) -> None:
-        with seeded(0), in_mode(self, False):
-            inputs, context = beside(self.z, self.context), torch.zeros(2, *self.context)
-            refuse_networks(
-                (
-                    ("encoder", self.encoder, seen, self.posterior.params),
-                    ("decoder", self.decoder, inputs, self.likelihood.params),
-                )
-            )
-            refuse_likelihood(self.likelihood, self.missing)
-            refuse_latent(self.prior, self.posterior, Guide(self.q), self.z, context)
+        refuse_misfits(self, torch.zeros(2, *self.context))
 
     def q(self, seen: Tensor) -> dist.Distribution:
         """The guide's distribution of z, from what the encoder sees of x and c."""
@@ -131,10 +115,6 @@ class ConditionalVAE(Model):
         begin(self.likelihood, self.decoder, batch, self.marginal_start)
         self.prior.start(self.see(batch))
 
-    def check(self, batch: Batch) -> None:
-        super().check(batch)
-        self.likelihood.check(batch)
-
     def require(self, batch: Batch) -> None:
         context = self._context(batch)
         if tuple(context.shape) != (len(batch), *self.context):
@@ -157,19 +137,12 @@ class ConditionalVAE(Model):
             )
         return batch.context
 
-    def blank(self, x: Tensor) -> Batch:
-        return Batch(self.likelihood.blank(x))
-
     @classmethod
     def examples(cls) -> Iterable["ConditionalVAE"]:
         return (
             cls(x=(3,), z=(2,), context=(2,)),
             cls(x=(1, 2, 2), z=(2,), context=(1, 2, 2), likelihood=Normal()),
         )
-
-    @property
-    def observation(self) -> Family:
-        return self.likelihood
 
     @property
     def tag(self) -> Tag:

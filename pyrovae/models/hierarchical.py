@@ -26,16 +26,13 @@ from pyrovae.models.seams import (
     begin,
     beside,
     join,
-    refuse_latent,
-    refuse_likelihood,
-    refuse_networks,
+    refuse_misfits,
     see,
     seen_shape,
     under,
 )
 from pyrovae.networks import MLP, Network
 from pyrovae.part import Part, Shape
-from pyrovae.place import in_mode, seeded
 from pyrovae.priors import Guide, Prior, StandardNormal
 
 
@@ -95,12 +92,6 @@ class Stochastic(Layer):
 
     @torch.no_grad()
     def refuse_misfits(self) -> None:
-        refuse_networks(
-            (
-                ("network", self.network, self.above, self.family.params),
-                ("encoder", self.encoder, beside(self.seen, self.above), self.posterior.params),
-            )
-        )
         above, seen = torch.zeros(1, *self.above), torch.zeros(1, *self.seen)
         self.family.refuse_misfit(self.z)
         self.posterior.refuse_misfit(self.z)
@@ -163,23 +154,10 @@ class HierarchicalVAE(Model):
         above: tuple[int, ...] = self.z
         for index, layer in enumerate(self.layers):
             under(f"layers.{index}", partial(layer.setup, above, self.seen))
+            under(f"layers.{index}", layer.refuse_misfits)
             above = layer.z
         assemble(self, decoder=(above, self.likelihood.params))
-        self._refuse_misfits(above)
-
-    @torch.no_grad()
-    def _refuse_misfits(self, lowest: tuple[int, ...]) -> None:
-        with seeded(0), in_mode(self, False):
-            refuse_networks(
-                (
-                    ("encoder", self.encoder, self.seen, self.posterior.params),
-                    ("decoder", self.decoder, lowest, self.likelihood.params),
-                )
-            )
-            refuse_likelihood(self.likelihood, self.missing)
-            refuse_latent(self.prior, self.posterior, Guide(self.q), self.z)
-            for index, layer in enumerate(self.layers):
-                under(f"layers.{index}", layer.refuse_misfits)
+        refuse_misfits(self)
 
     def q(self, seen: Tensor) -> dist.Distribution:
         """The guide's distribution of the top layer, from what the encoder sees of x."""
@@ -215,20 +193,9 @@ class HierarchicalVAE(Model):
         begin(self.likelihood, self.decoder, batch, self.marginal_start)
         self.prior.start(see(self.likelihood, batch.x, self.missing))
 
-    def check(self, batch: Batch) -> None:
-        super().check(batch)
-        self.likelihood.check(batch)
-
-    def blank(self, x: Tensor) -> Batch:
-        return Batch(self.likelihood.blank(x))
-
     @classmethod
     def examples(cls) -> Iterable["HierarchicalVAE"]:
         return (
             cls(x=(3,), z=(2,), layers=(Stochastic(z=(3,)), Stochastic(z=(2,)))),
             cls(x=(1, 2, 2), z=(2,), layers=(Stochastic(z=(2,)),), likelihood=Normal()),
         )
-
-    @property
-    def observation(self) -> Family:
-        return self.likelihood

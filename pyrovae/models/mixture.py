@@ -88,10 +88,6 @@ class Mixture(Model):
         super().require(batch)
         if batch.offset is not None:
             raise Error("the model 'mixture' takes no size factors: leave the offset out")
-        self.family.check(batch)
-
-    def blank(self, x: Tensor) -> Batch:
-        return Batch(self.family.blank(x))
 
     @torch.no_grad()
     def expect(self, batch: Batch) -> Statistics:

@@ -76,8 +76,9 @@ class Model(Part):
 
     @property
     def observation(self) -> Family:
-        """The family that the rows come from."""
-        raise NotImplementedError
+        """The family that the rows come from: the field `likelihood`, of a member that has one."""
+        likelihood: Any = self.likelihood
+        return likelihood
 
     @property
     def method(self) -> Literal["svi", "em"]:
@@ -189,7 +190,7 @@ class Model(Part):
 
     def blank(self, x: Tensor) -> Batch:
         """Rows to sample in place of, made from zeros `(rows, *x)`."""
-        return Batch(x)
+        return Batch(self.observation.blank(x))
 
     def require(self, batch: Batch) -> None:
         """Refuse rows without the context that the model needs, or with one that it ignores."""
@@ -200,6 +201,15 @@ class Model(Part):
 
     def check(self, batch: Batch) -> None:
         """Refuse rows that the model cannot have generated.
+
+        Raises:
+            Error: what `check_rows` refuses; totals or size factors that the family cannot take.
+        """
+        self.check_rows(batch)
+        self.observation.check(batch)
+
+    def check_rows(self, batch: Batch) -> None:
+        """Refuse rows by their entries alone.
 
         Raises:
             Error: rows of the wrong shape, not finite, incomplete where the model cannot skip

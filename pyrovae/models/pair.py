@@ -120,9 +120,12 @@ class Pair(Model):
         for program in (self.model, self.guide):
             program.require(batch)  # type: ignore[attr-defined]
 
+    def blank(self, x: Tensor) -> Batch:
+        return Batch(x)
+
     def check(self, batch: Batch) -> None:
         self.start(batch)
-        super().check(batch)
+        self.check_rows(batch)
 
     @contextmanager
     def scope(self) -> Iterator[None]:

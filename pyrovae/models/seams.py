@@ -4,7 +4,7 @@ An encoder sees x as the likelihood encodes it, with a mask beside it where entr
 What a row is conditioned on is put beside it in the same way: beside an image as further channels.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from math import prod
 from typing import Any
@@ -20,16 +20,21 @@ from pyrovae.families import Family, Normal
 from pyrovae.families.family import refuse_misfit
 from pyrovae.networks import Network
 from pyrovae.part import Part
+from pyrovae.place import in_mode, seeded
 from pyrovae.priors import Guide, Prior
-
-Map = tuple[str, Network, tuple[int, ...], tuple[int, ...]]
-"""A network's name, itself, and the shapes that it maps between."""
 
 
 def assemble(whole: Part, **shapes: tuple[Any, ...]) -> None:
-    """Set the named parts up, each with its shapes; an error names the part."""
+    """Set the named parts up, each with its shapes, and try the networks; an error names the part.
+
+    Raises:
+        Error: shapes that a part does not take, a network that does not give what it was told.
+    """
     for name, given in shapes.items():
-        under(name, partial(getattr(whole, name).setup, *given))
+        part = getattr(whole, name)
+        under(name, partial(part.setup, *given))
+        if isinstance(part, Network):
+            under(name, partial(_refuse_network, part, *given))
 
 
 def seen_shape(likelihood: Family, missing: bool) -> Size:
@@ -75,26 +80,53 @@ def begin(likelihood: Family, decoder: Network, batch: Batch, marginal: bool) ->
         decoder.start(h)
 
 
-def refuse_networks(maps: Sequence[Map]) -> None:
+@torch.no_grad()
+def _refuse_network(network: Network, source: tuple[int, ...], target: tuple[int, ...]) -> None:
     """Refuse a network that does not give the shape that it was told."""
-    for name, network, source, target in maps:
-        try:
+    try:
+        with seeded(0), in_mode(network, False):
             shape = tuple(network(torch.zeros(2, *source)).shape)
-        except Error as error:
-            raise error.under(name) from None
-        except Exception as failure:
-            why = f"cannot take rows of the shape {tuple(source)}: {brief(failure)}"
-            raise Error(why, name) from failure
-        if shape != (2, *target):
-            raise Error(f"gives {shape[1:]} for {tuple(source)}, not {tuple(target)}", name)
+    except Error:
+        raise
+    except Exception as failure:
+        why = f"cannot take rows of the shape {tuple(source)}: {brief(failure)}"
+        raise Error(why) from failure
+    if shape != (2, *target):
+        raise Error(f"gives {shape[1:]} for {tuple(source)}, not {tuple(target)}")
 
 
-def refuse_likelihood(likelihood: Family, missing: bool) -> None:
+@torch.no_grad()
+def refuse_misfits(model: Any, context: Tensor | None = None) -> None:
+    """Run likelihood, prior and guide of a VAE once, and refuse what cannot be put together.
+
+    Args:
+        model: with the fields of `VAE`, all of them set up, and the guide's function `q`.
+        context: two rows of zeros, `(2, *context)`, for a prior that makes use of one.
+    """
+    with seeded(0), in_mode(model, False):
+        under("likelihood", partial(_refuse_likelihood, model.likelihood, model.missing))
+        under("prior", lambda: refuse_misfit(model.prior(Guide(model.q), context), model.z))
+        under("posterior", partial(_refuse_guide, model.prior, model.posterior, model.z))
+
+
+def _refuse_likelihood(likelihood: Family, missing: bool) -> None:
     """Refuse a likelihood that is no distribution over x, or cannot skip entries and has to."""
-    under("likelihood", lambda: likelihood.refuse_misfit(likelihood.event))
+    likelihood.refuse_misfit(likelihood.event)
     if missing:
-        p = likelihood(torch.zeros(1, *likelihood.params))
-        under("likelihood", lambda: likelihood.present(p))
+        likelihood.present(likelihood(torch.zeros(1, *likelihood.params)))
+
+
+def _refuse_guide(prior: Prior, posterior: Family, z: tuple[int, ...]) -> None:
+    """Refuse a guide that is no distribution over z, or over other values than the prior."""
+    posterior.refuse_misfit(z)
+    if not _can_guide(posterior):
+        partners = _partners(prior.support, z)
+        raise Error(f"{posterior.kind} has no reparameterised samples: use {partners}")
+    if prior.support is not None and type(prior.support) is not type(posterior.support):
+        raise Error(
+            f"{posterior.kind} is over {posterior.takes} and {prior.kind} is not: "
+            f"use {_partners(prior.support, z)}"
+        )
 
 
 def few_states(posterior: Family) -> bool:
@@ -105,25 +137,6 @@ def few_states(posterior: Family) -> bool:
 def summed(enumerates: bool) -> dict[str, str]:
     """What tells Pyro to sum over the values of a site."""
     return {"enumerate": "parallel"} if enumerates else {}
-
-
-def refuse_latent(
-    prior: Prior, posterior: Family, q: Guide, z: tuple[int, ...], context: Tensor | None = None
-) -> None:
-    """Refuse a prior and a guide that are no distributions over z, or over different supports."""
-    under("prior", lambda: refuse_misfit(prior(q, context), z))
-    under("posterior", lambda: posterior.refuse_misfit(z))
-    if not _can_guide(posterior):
-        raise Error(
-            f"{posterior.kind} has no reparameterised samples: use {_partners(prior.support, z)}",
-            "posterior",
-        )
-    if prior.support is not None and type(prior.support) is not type(posterior.support):
-        raise Error(
-            f"{posterior.kind} is over {posterior.takes} and {prior.kind} is not: "
-            f"use {_partners(prior.support, z)}",
-            "posterior",
-        )
 
 
 def _partners(support: Constraint | None, z: tuple[int, ...]) -> str:

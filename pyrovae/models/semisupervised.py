@@ -32,16 +32,14 @@ from pyrovae.models.seams import (
     begin,
     beside,
     join,
-    refuse_latent,
-    refuse_likelihood,
-    refuse_networks,
+    refuse_misfits,
     see,
     seen_shape,
     summed,
 )
 from pyrovae.networks import MLP, Network
 from pyrovae.part import Shape
-from pyrovae.place import destination, in_mode, seeded
+from pyrovae.place import destination, in_mode
 from pyrovae.priors import Guide, Prior, StandardNormal
 
 CERTAIN = 1e4
@@ -94,21 +92,7 @@ class SemiSupervisedVAE(Model):
             classifier=(self.seen, y),
         )
         self.logits = nn.Parameter(torch.zeros(self.classes))
-        self._refuse_misfits()
-
-    @torch.no_grad()
-    def _refuse_misfits(self) -> None:
-        y = (self.classes,)
-        with seeded(0), in_mode(self, False):
-            refuse_networks(
-                (
-                    ("encoder", self.encoder, beside(self.seen, y), self.posterior.params),
-                    ("decoder", self.decoder, beside(self.z, y), self.likelihood.params),
-                    ("classifier", self.classifier, self.seen, y),
-                )
-            )
-            refuse_likelihood(self.likelihood, self.missing)
-            refuse_latent(self.prior, self.posterior, Guide(self.q), self.z)
+        refuse_misfits(self)
 
     def q(self, seen: Tensor) -> dist.Distribution:
         """The guide's distribution of z, from what the encoder sees of x with y beside it."""
@@ -170,7 +154,6 @@ class SemiSupervisedVAE(Model):
 
     def check(self, batch: Batch) -> None:
         super().check(batch)
-        self.likelihood.check(batch)
         if batch.labels is not None:
             strange = (batch.labels < -1) | (batch.labels >= self.classes)
             if strange.any():
@@ -179,16 +162,9 @@ class SemiSupervisedVAE(Model):
                     f"missing, got {batch.labels[strange][0].item()}"
                 )
 
-    def blank(self, x: Tensor) -> Batch:
-        return Batch(self.likelihood.blank(x))
-
     @classmethod
     def examples(cls) -> Iterable["SemiSupervisedVAE"]:
         return (cls(x=(3,), z=(2,), classes=3),)
-
-    @property
-    def observation(self) -> Family:
-        return self.likelihood
 
     @property
     def enumerates(self) -> bool:

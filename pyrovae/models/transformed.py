@@ -70,8 +70,11 @@ class Transformed(Model):
     def scope(self) -> AbstractContextManager[None]:
         return self.base.scope()
 
+    def blank(self, x: Tensor) -> Batch:
+        return Batch(x)
+
     def check(self, batch: Batch) -> None:
-        super().check(batch)
+        self.check_rows(batch)
         self.base.check(self.inside(batch))
         self._refuse_probabilities()
 
@@ -141,7 +144,7 @@ class Transformed(Model):
         return "finite real numbers"
 
 
-class _Raw(Messenger):  # type: ignore[misc]
+class _Raw(Messenger):
     """At the site that observes y = T(x): the distribution of x, and x."""
 
     def __init__(self, transform: Transform, x: Tensor, y: Tensor) -> None:

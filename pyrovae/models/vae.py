@@ -23,16 +23,13 @@ from pyrovae.models.seams import (
     assemble,
     begin,
     few_states,
-    refuse_latent,
-    refuse_likelihood,
-    refuse_networks,
+    refuse_misfits,
     see,
     seen_shape,
     summed,
 )
 from pyrovae.networks import MLP, Network
 from pyrovae.part import Shape
-from pyrovae.place import in_mode, seeded
 from pyrovae.priors import Guide, Prior, StandardNormal
 from pyrovae.refinements import Refinement
 
@@ -84,20 +81,7 @@ class VAE(Model):
             encoder=(seen, self.posterior.params),
             decoder=(self.z, self.likelihood.params),
         )
-        self._refuse_misfits(seen)
-
-    @torch.no_grad()
-    def _refuse_misfits(self, seen: tuple[int, ...]) -> None:
-        """Run every part once on rows of zeros, and refuse what cannot be put together."""
-        with seeded(0), in_mode(self, False):
-            refuse_networks(
-                (
-                    ("encoder", self.encoder, seen, self.posterior.params),
-                    ("decoder", self.decoder, self.z, self.likelihood.params),
-                )
-            )
-            refuse_likelihood(self.likelihood, self.missing)
-            refuse_latent(self.prior, self.posterior, Guide(self.q), self.z)
+        refuse_misfits(self)
 
     def q(self, seen: Tensor) -> dist.Distribution:
         """The guide's distribution of z, from what the encoder sees of x."""
@@ -148,10 +132,6 @@ class VAE(Model):
         begin(self.likelihood, self.decoder, batch, self.marginal_start)
         self.prior.start(see(self.likelihood, batch.x, self.missing))
 
-    def check(self, batch: Batch) -> None:
-        super().check(batch)
-        self.likelihood.check(batch)
-
     def log_prob(self, batch: Batch) -> Tensor:
         """Log p(x) = log of the sum over all states of z, where these are few."""
         if not self.exact:
@@ -165,9 +145,6 @@ class VAE(Model):
             ]
         )
 
-    def blank(self, x: Tensor) -> Batch:
-        return Batch(self.likelihood.blank(x))
-
     @classmethod
     def examples(cls) -> Iterable["VAE"]:
         small = MLP(hidden=(8,))
@@ -175,10 +152,6 @@ class VAE(Model):
             cls(x=(3,), z=(2,), encoder=deepcopy(small), decoder=deepcopy(small)),
             cls(x=(2, 2), z=(2,), likelihood=Normal(), posterior=MultivariateNormal()),
         )
-
-    @property
-    def observation(self) -> Family:
-        return self.likelihood
 
     @property
     def enumerates(self) -> bool:

@@ -93,7 +93,7 @@ def _place(q: Any) -> Tensor:
         return q.sample()
 
 
-class Exemplars(dist.TorchDistribution):  # type: ignore[misc]
+class Exemplars(dist.TorchDistribution):
     """The average of q over rows, summed over a few of them at a time.
 
     Args:
@@ -122,7 +122,7 @@ class Exemplars(dist.TorchDistribution):  # type: ignore[misc]
         return (log_sum - math.log(len(self.rows))).expand(shape)
 
     @torch.no_grad()
-    def sample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
+    def sample(self, sample_shape: Any = Size()) -> Tensor:
         shape = Size(sample_shape) + self.batch_shape
         chosen = torch.randint(len(self.rows), shape, device=self.rows.device)
         return _drawn(self.q, self.rows, chosen)
@@ -148,7 +148,7 @@ def _table(q: Any, z: Tensor) -> Tensor:
     return (-0.5 * distance - log_norm).to(z)
 
 
-class Neighbours(dist.TorchDistribution):  # type: ignore[misc]
+class Neighbours(dist.TorchDistribution):
     """The average of q over all rows but one's own, bounded by the nearest of them.
 
     Args:
@@ -196,7 +196,7 @@ class Neighbours(dist.TorchDistribution):  # type: ignore[misc]
         return distance.scatter_(-1, own, torch.inf).topk(self.neighbours, largest=False).indices
 
     @torch.no_grad()
-    def sample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
+    def sample(self, sample_shape: Any = Size()) -> Tensor:
         shape = Size(sample_shape) + self.batch_shape
         chosen = torch.randint(len(self.rows) - 1, shape, device=self.rows.device)
         return _drawn(self.q, self.rows, chosen + (chosen >= self.own))
