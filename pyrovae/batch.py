@@ -88,6 +88,10 @@ class Batch:
             **{name: function(entry) for name, entry in entries if entry is not None}
         )
 
+    def unsqueeze(self, dims: int) -> Self:
+        """The rows with dimensions of size one behind the first, to stand against a table."""
+        return self.map(lambda entry: entry.reshape(len(entry), *[1] * dims, *entry.shape[1:]))
+
     def to(self, device: torch.device, dtype: torch.dtype) -> Self:
         """The batch on a device; labels and index stay whole, all other entries take the dtype.
 

@@ -20,6 +20,7 @@ from pyrovae.data import Data, load
 from pyrovae.errors import Error
 from pyrovae.evaluate import Comparison, LogLikelihood, log_likelihood, select
 from pyrovae.evaluate.comparison import ranked, refuse_incomparable, refuse_shared
+from pyrovae.files import json_text, write
 from pyrovae.fitting import FitError, History, check_rows, fit, refuse
 from pyrovae.models import Model
 from pyrovae.part import check, keywords
@@ -28,12 +29,10 @@ from pyrovae.proposal import propose, settled
 from pyrovae.runs import (
     Run,
     is_run,
-    json_text,
     open_run,
     refuse_existing,
     refuse_uncreatable,
     save,
-    write,
     write_samples,
 )
 from pyrovae.specs import Spec, build, candidates

@@ -1,7 +1,7 @@
-"""Fitting: one function over two generators of epochs.
+"""Fitting: one function over the generators of epochs.
 
-`fit` places data and model, starts the model at the data, runs `svi` or `em`, watches the
-validation rows and returns the history. The bound on rows that were not trained on estimates how
+`fit` places data and model, starts the model at the data, runs `svi`, `em` or `online_em`, watches
+the validation rows and returns the history. The bound on rows that were not trained on estimates how
 good the model is for new ones; it rises, and falls again once the model learns its training rows
 by heart, so SVI ends at the weights where it was highest. EM ends where the likelihood stands
 still: a mixture's complexity is chosen by its number of components.
@@ -22,7 +22,7 @@ from pyrovae.batch import Batch, Rows, as_batch, as_rows
 from pyrovae.data import Data
 from pyrovae.errors import Error
 from pyrovae.evaluate.likelihood import bound
-from pyrovae.inference import Epoch, em, svi, weights
+from pyrovae.inference import Epoch, em, online_em, svi, weights
 from pyrovae.models import Model
 from pyrovae.models.model import require_model
 from pyrovae.objectives import ELBO, Objective
@@ -39,7 +39,7 @@ class History:
     """What happened in a fit.
 
     Args:
-        epochs: in order; of several restarts, those of the best.
+        epochs: in order; of several restarts, with the best one's figures at each.
         best: the index of the epoch whose weights the model has.
         stopped: why the fit ended: `finished`, `converged`, `early stopping` or `failed`.
         seconds: of the whole fit, restarts included.
@@ -87,7 +87,7 @@ def fit(
     train: Any,
     validation: Any = None,
     *,
-    method: Literal["svi", "em"] | None = None,
+    method: Literal["svi", "em", "online-em"] | None = None,
     epochs: PositiveInt = 100,
     batch_size: PositiveInt | None = None,
     learning_rate: PositiveFloat = 1e-3,
@@ -109,14 +109,17 @@ def fit(
             or the `Data` that `load` gives, for its training and validation rows.
         validation: rows to judge by. With them SVI ends at the weights of the epoch with the
             highest validation bound.
-        method: `svi` or `em`; what the model says unless given: EM for mixtures, SVI otherwise.
+        method: `svi`, `em`, or `online-em`, which is EM on mini-batches; what the model says
+            unless given: EM where it can be fitted so, SVI otherwise.
         epochs: passes over the rows, for EM iterations, at most.
-        batch_size: rows in a mini-batch of SVI; 128 unless given, or all where there are fewer.
+        batch_size: rows in a mini-batch; unless given, 128 for SVI and 1024 for online EM, or all
+            where there are fewer.
         learning_rate: of SVI's optimiser, Adam.
         patience: SVI stops after this many epochs without a higher validation bound.
         objective: the bound that SVI maximises.
         tolerance: EM stops when an iteration gains less, in nats per row.
-        restarts: EM starts this often and the highest likelihood stays.
+        restarts: EM starts this often, side by side, and the highest likelihood stays; online EM
+            starts once.
         start: whether the model begins at the data, which sets an EM fit's components and a
             VampPrior's inputs; networks always go on from their present weights.
         seed: of everything random in the fit; the model's weights at construction are yours to
@@ -141,7 +144,7 @@ def fit(
     if isinstance(train, Data):
         train, validation = train.rows_of(model, "train", "validation")
     began, method = time.perf_counter(), method or model.method
-    place = destination(model, device, dtype or ("float64" if method == "em" else None))
+    place = destination(model, device, dtype or (None if method == "svi" else "float64"))
     with seeded(seed), progress_bar(model.kind, progress) as bar:
         rows = rows_on(train, "train", place)
         everything = as_batch(rows)
@@ -150,7 +153,6 @@ def fit(
             held_out = as_batch(rows_on(validation, "validation", place))
         refuse(model, everything, held_out, method, batch_size, patience)
         objective.build(model.enumerates)
-        batch_size = batch_size or min(128, len(rows))
         model.to(*place)
         if method == "em":
             history = _fit_em(model, everything, held_out, bar, epochs, tolerance, restarts, start)
@@ -158,15 +160,24 @@ def fit(
             if start:
                 model.start(everything)
             bar.begin(epochs * len(rows))
-            passes = svi(
-                model,
-                rows,
-                objective=objective,
-                epochs=epochs,
-                batch_size=batch_size,
-                learning_rate=learning_rate,
-                advance=bar.advance,
-            )
+            if method == "svi":
+                passes = svi(
+                    model,
+                    rows,
+                    objective=objective,
+                    epochs=epochs,
+                    batch_size=batch_size or min(128, len(rows)),
+                    learning_rate=learning_rate,
+                    advance=bar.advance,
+                )
+            else:
+                passes = online_em(
+                    model,
+                    rows,
+                    epochs=epochs,
+                    batch_size=batch_size or min(1024, len(rows)),
+                    advance=bar.advance,
+                )
             history = run_epochs(model, passes, held_out, bar, patience)
     return replace(history, seconds=time.perf_counter() - began)
 
@@ -209,17 +220,15 @@ def _fit_em(
     restarts: int,
     start: bool,
 ) -> History:
-    """Run the iterations from each start, and end at the weights of the highest likelihood."""
-    runs = []
-    for _ in range(restarts if start else 1):
-        if start:
-            model.start(batch)
-        bar.begin(epochs * len(batch))
-        passes = em(model, batch, epochs=epochs, tolerance=tolerance, advance=bar.advance)
-        seen = list(_judged(passes, model, held_out, bar, []))
-        runs.append((bound(model, batch), seen, weights(model)))
-    _, seen, best = max(runs, key=lambda run: run[0])
-    model.load_state_dict(best)
+    """Run the iterations from all starts, and end at the weights of the highest likelihood."""
+    runs = model
+    if start:
+        runs = model.beside(restarts)
+        runs.start(batch)
+        model.choose(runs, 0)
+    bar.begin(epochs * len(batch))
+    passes = em(model, batch, epochs=epochs, tolerance=tolerance, runs=runs, advance=bar.advance)
+    seen = list(_judged(passes, model, held_out, bar, []))
     stopped = "converged" if len(seen) < epochs else "finished"
     return History(tuple(seen), seen[-1].index, stopped, 0.0)
 
@@ -265,9 +274,9 @@ def refuse(
     for name, batch in (("train", train), ("validation", validation)):
         if batch is not None:
             check_rows(model, batch, name)
-    if method == "em":
+    if method != "svi":
         model.expect(train[:1].to(*destination(model)))
-    elif batch_size and len(train) < batch_size:
+    if method != "em" and batch_size and len(train) < batch_size:
         raise Error(
             f"{len(train)} training rows are fewer than a batch of {batch_size}: lower batch_size",
             "train",

@@ -5,12 +5,16 @@ estimators (Black Box Variational Inference, Ranganath, Gerrish & Blei, 2014,
 https://arxiv.org/abs/1401.0118). The estimator sums over the rows of a batch; the step is taken on
 the loss per row, so that a learning rate does not depend on the batch size.
 
-`em` alternates the E-step and the M-step over all rows, and never lowers the likelihood.
+`em` alternates the E-step and the M-step over all rows, and never lowers the likelihood;
+`online_em` takes both for each mini-batch.
 """
 
+import functools
+import math
+import operator
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -24,9 +28,13 @@ from torch import Tensor
 from pyrovae.batch import Batch, Rows, as_batch
 from pyrovae.errors import Error, brief
 from pyrovae.models import Model
+from pyrovae.models.model import Statistics
 from pyrovae.objectives import ELBO, Objective
 from pyrovae.optim import Optim
 from pyrovae.place import in_mode, unchecked
+
+HALVINGS = 30
+REPAIRS = 10
 
 
 @dataclass(frozen=True)
@@ -129,35 +137,116 @@ def svi(
 
 def em(
     model: Model,
-    rows: Rows,
+    rows: Rows | Iterable[Batch],
     *,
     epochs: int = 100,
     tolerance: float = 1e-6,
+    runs: Model | None = None,
     advance: Callable[[int], None] = _unheard,
 ) -> Iterator[Epoch]:
     """Fit by expectation-maximisation until an iteration gains less than `tolerance` nats per row.
 
+    Where the M-step is not exact its step is halved until the likelihood does not fall.
+
     Args:
         model: it has seen the data (`model.start`) and has `expect` and `maximize`.
-        rows: on the model's device and in its precision.
+        rows: on the model's device and in its precision; or batches of them, to be gone through
+            once an iteration, so that they need not fit into memory.
         epochs: iterations at most.
         tolerance: in nats per row; 0 takes all iterations.
+        runs: several fits side by side, `model.beside`, that have seen the data, of which the
+            model takes the best; the model itself unless given.
         advance: told the number of rows after every iteration.
     """
-    batch, before, began = as_batch(rows), -float("inf"), time.perf_counter()
+    runs, began, repairs = runs or model, time.perf_counter(), 0
+    batches = rows if not hasattr(rows, "to") else [as_batch(rows)]
+    count = sum(len(batch) for batch in batches)
+    before = torch.tensor(-torch.inf, dtype=torch.float64)
+    old: dict[str, Tensor] = {}
     for index in range(epochs):
-        statistics = model.expect(batch)
-        log_prob = statistics.log_prob.item() / len(batch)
-        if not _finite(statistics.log_prob):
+        statistics, value = _risen(runs, batches, before, old)
+        log_prob = statistics.log_prob.max().item() / count
+        if not math.isfinite(log_prob):
             raise Error(
                 f"the fit failed in iteration {index}: the training likelihood became {log_prob}"
             )
-        model.maximize(statistics)
-        advance(len(batch))
+        still = tolerance > 0 and ((value - before) / count < tolerance).all()
+        if still and repairs < REPAIRS and runs.repair(next(iter(batches)), statistics):
+            still, repairs = False, repairs + 1
+            statistics, value = _risen(runs, batches, before, {})
+        old = {} if runs.exact_m_step else weights(runs)
+        runs.maximize(statistics)
+        model.choose(runs, int(value.argmax()))
+        advance(count)
         yield Epoch(index, -log_prob, seconds=time.perf_counter() - began)
-        if tolerance and log_prob - before < tolerance:
-            return
-        before = log_prob
+        if still:
+            break
+        before = value
+    if runs is not model:
+        model.choose(runs, int(_all(runs, batches).log_prob.argmax()))
+
+
+def online_em(
+    model: Model,
+    rows: Rows,
+    *,
+    epochs: int = 10,
+    batch_size: int = 1024,
+    decay: float = 0.6,
+    advance: Callable[[int], None] = _unheard,
+) -> Iterator[Epoch]:
+    """Fit by EM on mini-batches: the statistics move towards those of each batch, s <- s + g s'.
+
+    The step g = t^-decay gets smaller with each batch t. It is the same E-step and M-step; after
+    a pass the model is where many iterations of `em` would have taken it. On-line
+    Expectation-Maximization Algorithm for Latent Data Models (Cappé & Moulines, 2009,
+    https://arxiv.org/abs/0712.4273).
+
+    Args:
+        model: it has seen the data (`model.start`) and has `expect` and `maximize`.
+        rows: on the model's device and in its precision.
+        epochs: passes over the rows, in a new random order each.
+        batch_size: rows in a mini-batch.
+        decay: above 0.5 and at most 1; the closer to 0.5, the faster the start is forgotten.
+        advance: told the number of rows after every step.
+    """
+    began, step, count = time.perf_counter(), 0, len(rows)
+    running: Statistics | None = None
+    for index in range(epochs):
+        total = 0.0
+        for batch in _batches(rows, batch_size):
+            found = model.expect(batch)
+            total += found.log_prob.item()
+            found = found * (count / len(batch))
+            step += 1
+            running = running.towards(found, step**-decay) if running else found
+            model.maximize(running)
+            advance(len(batch))
+        if not math.isfinite(total):
+            raise Error(f"the fit failed in epoch {index}: the training likelihood became {total}")
+        yield Epoch(index, -total / count, seconds=time.perf_counter() - began)
+
+
+def _all(model: Model, batches: Iterable[Batch]) -> Statistics:
+    """The statistics of all batches."""
+    return functools.reduce(operator.add, (model.expect(batch) for batch in batches))
+
+
+def _risen(
+    runs: Model, batches: Iterable[Batch], before: Tensor, old: dict[str, Tensor]
+) -> tuple[Statistics, Tensor]:
+    """The statistics, and the objective of each run, after steps that lowered it were halved."""
+    for _ in range(HALVINGS):
+        statistics = _all(runs, batches)
+        value = statistics.log_prob + runs.log_prior()
+        fallen = ~(value >= before)
+        if not old or not fallen.any():
+            break
+        for name, tensor in runs.state_dict().items():
+            if name in old and tensor.is_floating_point():
+                mask = fallen.reshape(*fallen.shape, *[1] * (tensor.dim() - fallen.dim()))
+                tensor.copy_(torch.where(mask, 0.5 * (tensor + old[name]), tensor))
+    return statistics, value
 
 
 class Snapshot:

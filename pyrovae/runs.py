@@ -12,8 +12,6 @@ a run.
 import csv
 import io
 import json
-import math
-import os
 import shutil
 import tempfile
 import tomllib
@@ -31,6 +29,7 @@ from safetensors.torch import load_file, save_file
 
 from pyrovae.batch import Batch
 from pyrovae.errors import Error
+from pyrovae.files import json_text, write
 from pyrovae.fitting import History
 from pyrovae.models import Model
 from pyrovae.place import seeded
@@ -253,21 +252,6 @@ def versions() -> dict[str, str]:
     return found
 
 
-def json_text(tree: Any) -> str:
-    """JSON, with `null` for what is not finite."""
-    return json.dumps(_finite(tree), indent=2, ensure_ascii=False) + "\n"
-
-
-def write(path: Path, content: str | bytes) -> None:
-    """Write a file as a whole or not at all."""
-    draft = path.with_name(f".{path.name}.draft")
-    try:
-        draft.write_bytes(content.encode() if isinstance(content, str) else content)
-        os.replace(draft, path)
-    except OSError as failure:
-        raise Error(f"'{path}' cannot be written: {failure.strerror}") from None
-
-
 def _tensors(path: Path, model: Model) -> dict[str, torch.Tensor]:
     """The saved tensors; the model takes their precision."""
     try:
@@ -290,14 +274,6 @@ def _read(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise Error(f"'{path}' is damaged: it holds no table")
     return tree
-
-
-def _finite(tree: Any) -> Any:
-    if isinstance(tree, dict):
-        return {key: _finite(value) for key, value in tree.items()}
-    if isinstance(tree, (list, tuple)):
-        return [_finite(value) for value in tree]
-    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
 
 
 def _csv(history: History | None) -> str:

@@ -7,19 +7,20 @@
     [model]                   one model, or several:
     [models.NAME]             a model; `extends = "OTHER"` inherits
     [models.NAME.train]       settings of its own
+    [grid]                    dotted paths to lists: each point is a model of the comparison
+    seeds = 3                 how often each model is fitted
 
 Where a model's field takes one value, a list is a choice, made on the validation rows. An option
 `--set a.b=c` changes an entry. All tables are checked before anything is loaded or fitted.
 """
 
 import importlib
-import itertools
 import sys
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any
 
 from pyrovae.data import Data, load
 from pyrovae.errors import Error
@@ -27,11 +28,12 @@ from pyrovae.evaluate import log_likelihood
 from pyrovae.fitting import fit
 from pyrovae.models import Model
 from pyrovae.part import Part, check, json_schema, keywords, roles, unknown
+from pyrovae.report import FILES
 from pyrovae.runs import Run
+from pyrovae.variants import Tree, axes, axes_of, folder_name, merged, nested, points
 
-Tree = dict[str, Any]
-RESERVED = ("", "..", "spec.toml", "results.json")
-TABLES = ("data", "evaluate", "import", "model", "models", "train")
+RESERVED = ("", "..", "spec.toml", *FILES)
+TABLES = ("data", "evaluate", "grid", "import", "model", "models", "seeds", "train")
 TAKEN = {"x": "data", "context": "data.context", "classes": "data.labels"}
 """Fields of a model that a spec takes from the data, and what of these decides them."""
 
@@ -44,9 +46,14 @@ class Spec:
         name: of the file.
         data: the arguments of `load`.
         evaluate: the settings of the evaluation.
-        models: name to the model's table, inheritance resolved, choices still lists.
+        models: name to the model's table, inheritance resolved, at a point of the grid, choices
+            still lists.
         train: name to the model's arguments of `fit`.
+        paths: name to where in the spec the model's table stands.
         imports: the modules that were imported.
+        folder: where they may lie.
+        seeds: how often each model is fitted.
+        tree: all tables as they were read, with the changes.
     """
 
     name: str
@@ -54,18 +61,23 @@ class Spec:
     evaluate: Tree
     models: dict[str, Tree]
     train: dict[str, Tree]
+    paths: dict[str, str]
     imports: tuple[str, ...]
+    folder: Path | None
+    seeds: int
+    tree: Tree
 
     def load(self) -> Data:
         """The data."""
         return load(**check(keywords(load), self.data, "data"))
 
-    def table(self, name: str) -> Tree:
-        """All that a fit of one model depends on."""
+    def table(self, name: str, repeat: int = 0) -> Tree:
+        """All that a fit of one model depends on; a repeat has a seed that is higher by it."""
+        train = self.train[name]
         tree = {
             "data": self.data,
             "evaluate": self.evaluate,
-            "train": self.train[name],
+            "train": train | ({"seed": train.get("seed", 0) + repeat} if repeat else {}),
             "model": self.models[name],
         }
         return tree | ({"import": list(self.imports)} if self.imports else {})
@@ -106,15 +118,17 @@ def parse(tree: Tree, name: str, changes: Sequence[str] = (), folder: Path | Non
     import_modules(imports, folder)
     check(keywords(load), data, "data")
     check(keywords(log_likelihood), evaluate, "evaluate")
-    models, settings = {}, {}
-    tables, prefix = _models(tree)
-    for key in tables:
-        table = _inherited(tables, key, prefix, ())
-        own = _table(table.pop("train", {}), f"{prefix}{key}.train")
-        settings[key] = merged(train, own)
-        check(keywords(fit), settings[key], f"{prefix}{key}.train" if own else "train")
-        models[key] = table
-    return Spec(name, data, evaluate, models, settings, tuple(imports))
+    seeds = tree.get("seeds", 1)
+    if type(seeds) is not int or seeds < 1:
+        raise Error(f"should be a whole number from 1, got {seeds!r}", "seeds")
+    models, paths = _expanded(tree, train)
+    settings = {}
+    for key, table in models.items():
+        settings[key] = table.pop("train")
+        check(keywords(fit), settings[key], f"{paths[key]}.train" if ... else "train")
+    return Spec(
+        name, data, evaluate, models, settings, paths, tuple(imports), folder, seeds, tree
+    )
 
 
 def _models(tree: Tree) -> tuple[Tree, str]:
@@ -151,38 +165,6 @@ def build(table: Tree, declared: Mapping[str, Any], path: str = "model") -> Mode
         Error: with the dotted path of what is wrong.
     """
     return Model.from_spec(_shaped(table, declared, path), path)
-
-
-def candidates(table: Tree, path: str = "model") -> Iterator[tuple[str, Tree]]:
-    """Every way to decide a table's choices: what was decided, `components=20`, and the table."""
-    choices = list(_choices(Model, table, path))
-    for decision in itertools.product(*(values for _, values in choices)):
-        decided, words = table, []
-        for (steps, _), value in zip(choices, decision, strict=True):
-            decided = merged(decided, _nested(steps, value))
-            words.append(f"{'.'.join(steps)}={_short(value)}")
-        yield ", ".join(words), decided
-
-
-def _short(value: Any) -> str:
-    if not isinstance(value, Mapping):
-        return str(value)
-    fields = ", ".join(f"{name}={_short(v)}" for name, v in value.items() if name != "kind")
-    return f"{value.get('kind', '')}({fields})" if fields else str(value.get("kind"))
-
-
-def merged(tree: Tree, changes: Mapping[str, Any]) -> Tree:
-    """The tree with changes; tables are merged, except that another `kind` begins a new table."""
-    result = dict(tree)
-    for key, new in changes.items():
-        old = {"kind": result[key]} if isinstance(result.get(key), str) else result.get(key)
-        same = (
-            isinstance(old, Mapping)
-            and isinstance(new, Mapping)
-            and new.get("kind", old.get("kind")) == old.get("kind")
-        )
-        result[key] = merged(dict(old), new) if same else new  # type: ignore[arg-type]
-    return result
 
 
 def schema() -> Tree:
@@ -240,45 +222,6 @@ def _or_choice(rule: Tree) -> Tree:
     return {"anyOf": [rule, {"type": "array", "items": rule, "minItems": 1}]}
 
 
-def _choices(
-    role: type[Part], table: Mapping[str, Any], path: str
-) -> Iterator[tuple[tuple[str, ...], list[Any]]]:
-    member = role.members.get(str(table.get("kind")))
-    for name, field in member.fields.model_fields.items() if member else ():
-        value, types = table.get(name), list(_types(field.annotation))
-        inner = next((t for t in types if isinstance(t, type) and issubclass(t, Part)), None)
-        if isinstance(value, list) and tuple not in types:
-            if not value:
-                raise Error("is a choice among nothing", f"{path}.{name}")
-            yield (name,), value
-        elif isinstance(value, Mapping) and inner:
-            named = _choices_of_each if dict in types else _choices
-            yield from (
-                ((name, *steps), values) for steps, values in named(inner, value, f"{path}.{name}")
-            )
-
-
-def _choices_of_each(
-    role: type[Part], parts: Mapping[str, Any], path: str
-) -> Iterator[tuple[tuple[str, ...], list[Any]]]:
-    """The choices in a table of parts by name, such as the families of columns."""
-    for name, part in parts.items():
-        if isinstance(part, list):
-            if not part:
-                raise Error("is a choice among nothing", f"{path}.{name}")
-            yield (name,), part
-        elif isinstance(part, Mapping):
-            for steps, values in _choices(role, part, f"{path}.{name}"):
-                yield (name, *steps), values
-
-
-def _types(annotation: Any) -> Iterator[Any]:
-    """The types in an annotation, at any depth."""
-    yield get_origin(annotation) or annotation
-    for inner in get_args(annotation):
-        yield from _types(inner)
-
-
 def _shaped(table: Tree, declared: Mapping[str, Any], path: str) -> Tree:
     """The table with the fields that a spec takes from the data, unless it has them itself."""
     member = Model.members.get(str(table.get("kind")))
@@ -318,12 +261,6 @@ def _set(tree: Tree, change: str) -> Tree:
     except tomllib.TOMLDecodeError:
         value = text
     return merged(tree, _nested(steps, value))
-
-
-def _nested(steps: tuple[str, ...], value: Any) -> Tree:
-    for step in reversed(steps):
-        value = {step: value}
-    return value
 
 
 def changed(run: Run, changes: Sequence[str]) -> Run:

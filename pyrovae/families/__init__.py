@@ -6,10 +6,9 @@ from pyrovae.families.columns import Columns
 from pyrovae.families.continuous import (
     FixedNormal,
     Laplace,
-    LowRankNormal,
-    MultivariateNormal,
     Normal,
     SharedNormal,
+    SphericalNormal,
     StudentT,
 )
 from pyrovae.families.counts import (
@@ -23,6 +22,7 @@ from pyrovae.families.family import Family
 from pyrovae.families.flows import Flow
 from pyrovae.families.guides import MixtureOfNormals, OneHot, PowerSpherical
 from pyrovae.families.images import DiscretizedLogistic, DiscretizedLogisticMixture
+from pyrovae.families.joint_normals import LowRankNormal, MultivariateNormal, TiedNormal
 from pyrovae.families.positive import Gamma, LogNormal
 from pyrovae.families.totals import DirichletMultinomial, Multinomial
 from pyrovae.families.unit import Beta, ContinuousBernoulli, LogitNormal
@@ -56,7 +56,9 @@ __all__ = [
     "Poisson",
     "PowerSpherical",
     "SharedNormal",
+    "SphericalNormal",
     "StudentT",
+    "TiedNormal",
     "VonMises",
     "ZeroInflatedNegativeBinomial",
     "ZeroInflatedPoisson",

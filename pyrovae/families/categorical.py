@@ -55,6 +55,10 @@ class Categorical(Family):
         return f"whole numbers from 0 to {self.classes - 1}"
 
     @property
+    def freedom(self) -> int:
+        return (self.classes - 1) * self.event.numel()
+
+    @property
     def seen(self) -> Size:
         return Size((*self.event, self.classes))
 
@@ -66,8 +70,9 @@ class Categorical(Family):
         return self.encode(x).movedim(-1, 1).flatten(1)
 
     def maximize(self, statistics: Tensor) -> Tensor:
-        shares = statistics.unflatten(-1, self.params).movedim(1, -1)
-        return floored(shares, self.floor / self.classes).log().movedim(-1, 1)
+        dim = -1 - len(self.event)
+        shares = statistics.unflatten(-1, self.params).movedim(dim, -1)
+        return floored(shares, self.floor / self.classes).log().movedim(-1, dim)
 
     @classmethod
     def examples(cls) -> Iterable[Self]:

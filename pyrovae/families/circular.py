@@ -65,10 +65,11 @@ class VonMises(Family):
         return torch.cat([x.cos(), x.sin()], 1).flatten(1)
 
     def maximize(self, statistics: Tensor) -> Tensor:
-        a, b = statistics.unflatten(-1, (2, *self.event)).unbind(1)
+        dims = -1 - len(self.event)
+        a, b = statistics.unflatten(-1, (2, *self.event)).unbind(dims)
         m = torch.atan2(b, a)
         dispersion = 1 / _concentration(torch.hypot(a, b))
-        return torch.stack([m.cos(), m.sin(), inverse_scale(dispersion, self.smallest)], 1)
+        return torch.stack([m.cos(), m.sin(), inverse_scale(dispersion, self.smallest)], dims)
 
 
 def _concentration(length: Tensor) -> Tensor:

@@ -208,17 +208,35 @@ class Columns(Family):
         )
 
     @property
-    def has_m_step(self) -> bool:
-        return all(part.has_m_step for part in self.columns.values())
+    def exact_m_step(self) -> bool:
+        return all(part.exact_m_step for part in self.columns.values())
 
-    def statistics(self, x: Tensor) -> Tensor:
-        return torch.cat([part.statistics(entries) for part, entries in self._entries(x)], -1)
+    @property
+    def fits_by_em(self) -> bool:
+        return all(part.fits_by_em for part in self.columns.values())
 
-    def maximize(self, statistics: Tensor) -> Tensor:
-        row = self.unit.new_zeros(1, 1)
-        sizes = [part.statistics(row).shape[-1] for part in self.columns.values()]
-        columns = zip(self.columns.values(), statistics.split(sizes, -1), strict=True)
-        return torch.cat([part.maximize(own).flatten(1) for part, own in columns], -1)
+    def prepare(self, batch: Batch) -> list[Any]:
+        return [part.prepare(rows) for part, rows in self._batches(batch)]
+
+    def densities(self, rows: list[Any], h: Tensor) -> Tensor:
+        columns = zip(self.columns.values(), rows, self._outputs(h), strict=True)
+        tables = [part.densities(own_rows, own) for part, own_rows, own in columns]
+        return torch.stack(tables).sum(0) - self.unit.log().sum()
+
+    def expect(self, rows: list[Any], r: Tensor, h: Tensor) -> list[Any]:
+        columns = zip(self.columns.values(), rows, self._outputs(h), strict=True)
+        return [part.expect(own_rows, r, own) for part, own_rows, own in columns]
+
+    def improve(self, n: Tensor, t: list[Any], h: Tensor) -> Tensor:
+        columns = zip(self.columns.values(), t, self._outputs(h), strict=True)
+        better = (
+            part.improve(n, sums, own).flatten(-len(part.params)) for part, sums, own in columns
+        )
+        return torch.cat(list(better), -1)
+
+    def at_floor(self, h: Tensor) -> Tensor:
+        columns = zip(self.columns.values(), self._outputs(h), strict=True)
+        return torch.stack([part.at_floor(own) for part, own in columns]).any(0)
 
     def refuse_misfit(self, event: tuple[int, ...]) -> None:
         for name, part in self.columns.items():

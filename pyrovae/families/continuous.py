@@ -15,20 +15,21 @@ it to infinity (Leveraging the Exact Likelihood of Deep Latent Variable Models, 
 data's standard deviation in that column once the family has seen data, and absolute before.
 """
 
+import math
+from math import prod
 from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import PositiveFloat
 from torch import Size, Tensor, nn
-from torch.distributions.utils import tril_matrix_to_vec, vec_to_tril_matrix
 from torch.nn.functional import softplus
 
 from pyrovae.batch import Batch
-from pyrovae.distributions import Full, JointNormal, LowRank, PresentNormal
-from pyrovae.errors import Error
 from pyrovae.families.family import Family
 from pyrovae.transforms import spread
+
+HALF_LOG = 0.5 * math.log(2 * math.pi)
 
 
 def inverse_softplus(y: Tensor) -> Tensor:
@@ -41,17 +42,18 @@ def inverse_scale(scale: Tensor, smallest: Tensor) -> Tensor:
     return inverse_softplus((scale - smallest).clamp(min=1e-6 * smallest))
 
 
-def moments(x: Tensor, center: Tensor) -> Tensor:
-    """The statistics of normals, shape `(rows, 2 D)`, of rows, the center taken off."""
-    centred = (x - center).flatten(1)
-    return torch.cat([centred, centred.square()], -1)
+def moments(x: Tensor, center: Tensor, unit: Tensor) -> Tensor:
+    """The statistics of normals, y and y^2, shape `(rows, 2 D)`, y = (x - center) / unit."""
+    y = ((x - center) / unit).flatten(1)
+    return torch.cat([y, y.square()], -1)
 
 
-def at_moments(statistics: Tensor, center: Tensor, smallest: Tensor) -> Tensor:
-    """The locations and raw scales, `(components, 2, *event)`, of normals with these moments."""
-    shift, square = statistics.unflatten(-1, (2, *center.shape)).unbind(1)
-    scale = (square - shift.square()).clamp(min=0).sqrt()
-    return torch.stack([center + shift, inverse_scale(scale, smallest)], 1)
+def at_moments(statistics: Tensor, center: Tensor, unit: Tensor, floor: float) -> Tensor:
+    """The locations and raw scales, `(..., 2, *event)`, of normals with these moments."""
+    dims = -1 - center.dim()
+    shift, square = statistics.unflatten(-1, (2, *center.shape)).unbind(dims)
+    scale = unit * (square - shift.square()).clamp(min=0).sqrt()
+    return torch.stack([center + unit * shift, inverse_scale(scale, floor * unit)], dims)
 
 
 class FixedNormal(Family):
@@ -86,6 +88,7 @@ class SharedNormal(Family):
         super().setup(event)
         self.raw_scale = nn.Parameter(torch.zeros(self.event))
         self.smallest = nn.Buffer(torch.full(self.event, self.floor))
+        self.center = nn.Buffer(torch.zeros(self.event))
 
     def forward(self, h: Tensor) -> dist.Distribution:
         return dist.Normal(h, self.smallest + softplus(self.raw_scale)).to_event(len(self.event))
@@ -94,6 +97,22 @@ class SharedNormal(Family):
     def start(self, x: Tensor) -> None:
         self.smallest.copy_(self.floor * spread(x))
         self.raw_scale.copy_(inverse_softplus(spread(x)))
+        self.center.copy_(x.mean(0))
+
+    def statistics(self, x: Tensor) -> Tensor:
+        return moments(x, self.center, self.smallest / self.floor)
+
+    def maximize(self, statistics: Tensor) -> Tensor:
+        """The locations; the scale belongs to all components, see `improve`."""
+        shift = statistics.unflatten(-1, (2, *self.event)).unbind(-1 - len(self.event))[0]
+        return self.center + self.smallest / self.floor * shift
+
+    def improve(self, n: Tensor, t: Tensor, h: Tensor) -> Tensor:
+        shift, square = (t / n[..., None]).chunk(2, -1)
+        within = (n[..., None] * (square - shift.square())).sum(-2) / n.sum(-1, keepdim=True)
+        scale = within.clamp(min=0).sqrt().view_as(self.raw_scale) * self.smallest / self.floor
+        self.raw_scale.copy_(inverse_scale(scale, self.smallest))
+        return self.maximize(t / n[..., None])
 
 
 class Normal(Family):
@@ -120,11 +139,78 @@ class Normal(Family):
         self.smallest.copy_(self.floor * spread(x))
         self.center.copy_(x.mean(0))
 
+    @property
+    def unit(self) -> Tensor:
+        """The standard deviations of the data, in which the statistics are counted."""
+        return self.smallest / self.floor
+
     def statistics(self, x: Tensor) -> Tensor:
-        return moments(x, self.center)
+        return moments(x, self.center, self.unit)
 
     def maximize(self, statistics: Tensor) -> Tensor:
-        return at_moments(statistics, self.center, self.smallest)
+        return at_moments(statistics, self.center, self.unit, self.floor)
+
+    def natural(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        p: Any = self(h).base_dist
+        precision = (self.unit / p.scale).square().flatten(-len(self.event))
+        shift = ((p.loc - self.center) / self.unit).flatten(-len(self.event))
+        a = 0.5 * precision * shift.square() + p.scale.flatten(-len(self.event)).log() + HALF_LOG
+        return torch.cat([precision * shift, -0.5 * precision], -1), a.sum(-1)
+
+    def at_floor(self, h: Tensor) -> Tensor:
+        scale: Tensor = self(h).base_dist.scale
+        return (scale <= 1.001 * self.smallest).flatten(-len(self.event)).any(-1)
+
+
+class SphericalNormal(Family):
+    """A normal with one standard deviation for all entries from the network, N(x; mu, sigma^2 I).
+
+    Args:
+        floor: the smallest standard deviation, as a fraction of the data's, over all entries.
+    """
+
+    floor: PositiveFloat = 1e-3
+
+    def setup(self, event: tuple[int, ...]) -> None:
+        self.event, self.params = Size(event), Size((prod(event) + 1,))
+        self.smallest = nn.Buffer(torch.tensor(self.floor))
+        self.center = nn.Buffer(torch.zeros(self.event))
+
+    def forward(self, h: Tensor) -> dist.Distribution:
+        loc = h[..., 1:].unflatten(-1, self.event)
+        scale = self.smallest + softplus(h[..., 0])
+        return dist.Normal(loc, scale[(..., *[None] * len(self.event))]).to_event(len(self.event))
+
+    @torch.no_grad()
+    def start(self, x: Tensor) -> None:
+        variance = x.var(0, correction=0).mean()
+        self.smallest.copy_(self.floor * torch.where(variance > 0, variance, 1.0).sqrt())
+        self.center.copy_(x.mean(0))
+
+    @property
+    def unit(self) -> Tensor:
+        """The standard deviation of the data, in which the statistics are counted."""
+        return self.smallest / self.floor
+
+    def statistics(self, x: Tensor) -> Tensor:
+        y = ((x - self.center) / self.unit).flatten(1)
+        return torch.cat([y, y.square().sum(-1, keepdim=True)], -1)
+
+    def maximize(self, statistics: Tensor) -> Tensor:
+        shift, square = statistics[..., :-1], statistics[..., -1]
+        variance = (square - shift.square().sum(-1)).clamp(min=0) / shift.shape[-1]
+        raw = inverse_scale(self.unit * variance.sqrt(), self.smallest)
+        return torch.cat([raw[..., None], self.center.flatten() + self.unit * shift], -1)
+
+    def natural(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        scale = self.smallest + softplus(h[..., 0])
+        precision = (self.unit / scale).square()[..., None]
+        shift = (h[..., 1:] - self.center.flatten()) / self.unit
+        a = 0.5 * precision * shift.square() + scale.log()[..., None] + HALF_LOG
+        return torch.cat([precision * shift, -0.5 * precision], -1), a.sum(-1)
+
+    def at_floor(self, h: Tensor) -> Tensor:
+        return self.smallest + softplus(h[..., 0]) <= 1.001 * self.smallest
 
 
 class Laplace(Family):
@@ -195,105 +281,3 @@ class StudentT(Family):
             loc = (w * batch.x).sum(0) / w.sum(0)
             scale = (w * (batch.x - loc).square()).mean(0).sqrt().clamp(min=self.smallest)
         return torch.stack([loc, inverse_scale(scale, self.smallest)])
-
-
-class MultivariateNormal(Family):
-    r"""A normal with a full covariance from the network, N(x; mu(h), L L').
-
-    The M-step raises the eigenvalues of the covariance, in units of the data's standard
-    deviations, to `floor`^2: it is the maximum under that constraint, so the likelihood never
-    decreases.
-
-    Args:
-        floor: the smallest standard deviation in any direction, as a fraction of the data's.
-    """
-
-    floor: PositiveFloat = 1e-3
-
-    def setup(self, event: tuple[int, ...]) -> None:
-        _refuse_arrays(self, event)
-        self.event = Size(event)
-        self.params = Size((event[0] + event[0] * (event[0] + 1) // 2,))
-        self.unit = nn.Buffer(torch.ones(event))
-        self.center = nn.Buffer(torch.zeros(event))
-
-    def forward(self, h: Tensor) -> dist.Distribution:
-        (d,) = self.event
-        raw = vec_to_tril_matrix(h[..., d:])
-        smallest = 0.5 * self.floor * self.unit
-        diagonal = smallest + softplus(raw.diagonal(dim1=-2, dim2=-1))
-        return dist.MultivariateNormal(h[..., :d], scale_tril=raw.tril(-1) + diagonal.diag_embed())
-
-    def present(self, p: Any) -> dist.Distribution:
-        return PresentNormal(p.loc, Full(p.scale_tril))
-
-    @torch.no_grad()
-    def start(self, x: Tensor) -> None:
-        self.unit.copy_(spread(x))
-        self.center.copy_(x.mean(0))
-
-    def statistics(self, x: Tensor) -> Tensor:
-        scaled = (x - self.center) / self.unit
-        return torch.cat([scaled, (scaled[:, :, None] * scaled[:, None, :]).flatten(1)], -1)
-
-    def maximize(self, statistics: Tensor) -> Tensor:
-        (d,) = self.event
-        shift, square = statistics[:, :d], statistics[:, d:].unflatten(-1, (d, d))
-        values, vectors = torch.linalg.eigh(square - shift[:, :, None] * shift[:, None, :])
-        root = vectors * values.clamp(min=self.floor**2).sqrt()[:, None, :]
-        tril = self.unit[:, None] * torch.linalg.qr(root.mT).R.mT
-        tril = tril * tril.diagonal(dim1=-2, dim2=-1).sign()[:, None, :]
-        diagonal = inverse_softplus(tril.diagonal(dim1=-2, dim2=-1) - 0.5 * self.floor * self.unit)
-        raw = tril.tril(-1) + diagonal.diag_embed()
-        return torch.cat([self.center + self.unit * shift, tril_matrix_to_vec(raw)], -1)
-
-
-class LowRankNormal(Family):
-    """A normal with factors that entries share, N(x; mu(h), W(h) W(h)' + diag sigma(h)^2).
-
-    Between `Normal`, rank 0, and `MultivariateNormal`, at a cost linear in the number of entries.
-
-    Args:
-        rank: how many factors.
-        floor: the smallest sigma, as a fraction of the data's standard deviation.
-    """
-
-    rank: PositiveInt = 2
-    floor: PositiveFloat = 1e-3
-
-    def setup(self, event: tuple[int, ...]) -> None:
-        _refuse_arrays(self, event)
-        self.event, self.params = Size(event), Size((2 + self.rank, *event))
-        self.unit = nn.Buffer(torch.ones(event))
-
-    def forward(self, h: Tensor) -> dist.Distribution:
-        loc, raw, *factors = h.unbind(-2)
-        scale = self.floor * self.unit + softplus(raw)
-        factor = torch.stack(factors, -1) * self.unit[:, None]
-        return JointNormal(loc, LowRank(factor, scale))
-
-    def present(self, p: Any) -> dist.Distribution:
-        return PresentNormal(p.loc, p.covariance)
-
-    @torch.no_grad()
-    def start(self, x: Tensor) -> None:
-        self.unit.copy_(spread(x))
-
-    @torch.no_grad()
-    def marginal(self, batch: Batch) -> Tensor:
-        """The first principal components of the correlations, above the mean of the others."""
-        loc = batch.x.mean(0)
-        centred = (batch.x - loc) / self.unit
-        values, vectors = torch.linalg.eigh(centred.mT @ centred / len(batch))
-        few = min(self.rank, len(values))
-        noise = values[:-few].mean() if few < len(values) else values.new_zeros(())
-        factor = values.new_zeros(len(values), self.rank)
-        factor[:, :few] = vectors[:, -few:] * (values[-few:] - noise).clamp(min=0).sqrt()
-        rest = centred.square().mean(0) - factor.square().sum(-1)
-        raw = inverse_scale(self.unit * rest.clamp(min=0).sqrt(), self.floor * self.unit)
-        return torch.stack([loc, raw, *factor.mT])
-
-
-def _refuse_arrays(family: Family, event: tuple[int, ...]) -> None:
-    if len(event) != 1:
-        raise Error(f"{family.kind} takes vectors as rows, got {tuple(event)}: flatten them")

@@ -63,7 +63,9 @@ class Poisson(Family):
         return torch.cat([x.flatten(1), log_e.to(x).exp().expand(len(x), 1)], -1)
 
     def maximize(self, statistics: Tensor) -> Tensor:
-        return self._inverse(statistics[:, :-1] / statistics[:, -1:]).unflatten(-1, self.params)
+        return self._inverse(statistics[..., :-1] / statistics[..., -1:]).unflatten(
+            -1, self.params
+        )
 
     def _inverse(self, rate: Tensor) -> Tensor:
         return (rate - self.floor).clamp(min=1e-3 * self.floor).log()

@@ -22,6 +22,7 @@ from torch.nn.functional import softplus
 
 from pyrovae.batch import Batch
 from pyrovae.distributions import overdispersed
+from pyrovae.families.expectation import linear
 from pyrovae.families.family import Family
 
 Floor = Annotated[float, Field(gt=0, lt=0.5)]
@@ -40,15 +41,20 @@ class Bernoulli(Family):
     def forward(self, h: Tensor) -> dist.Distribution:
         return dist.Bernoulli(logits=h).to_event(len(self.event))
 
-    def table(self, x: Tensor, h: Tensor) -> Tensor:
-        """One matrix product: the log density is linear in x."""
-        return x.flatten(1) @ h.flatten(1).mT - softplus(h).flatten(1).sum(-1)
-
     def statistics(self, x: Tensor) -> Tensor:
         return x.flatten(1)
 
     def maximize(self, statistics: Tensor) -> Tensor:
         return statistics.clamp(self.floor, 1 - self.floor).logit().unflatten(-1, self.params)
+
+    def natural(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        eta = h.flatten(-len(self.event))
+        return eta, softplus(eta).sum(-1)
+
+    def table(self, batch: Batch, h: Tensor) -> Tensor:
+        if batch.incomplete:
+            return super().table(batch, h)
+        return linear(self.statistics(batch.x), *self.natural(h))
 
 
 class Binomial(Family):

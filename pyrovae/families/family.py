@@ -12,9 +12,10 @@ factors, and which entries are there. A missing entry is integrated out,
 
 for independent entries the sum over those that are there.
 
-For mixtures fitted by EM a family states its sufficient statistics T(x) and the *closed-form
-M-step*: the h at which the expected statistics are the observed ones, E[T(x) | h] = mean of T. For
-an exponential family, which these are, that is where the likelihood is largest.
+A mixture is fitted by EM, see `expectation`. An exponential family states its sufficient
+statistics T(x) and the *closed-form M-step*: the h at which the expected statistics are the
+observed ones, E[T(x) | h] = mean of T, which is where its likelihood is largest. Any other family
+is fitted by Newton steps on the densities of its rows, and need not say anything.
 """
 
 from abc import abstractmethod
@@ -29,6 +30,8 @@ from torch.distributions.constraints import Constraint
 from pyrovae.batch import Batch
 from pyrovae.distributions import Present, angle, base, one_hot, open_unit_interval, sphere
 from pyrovae.errors import Error
+from pyrovae.families import expectation
+from pyrovae.families.expectation import Prepared
 from pyrovae.part import Part
 
 _WORDS = {
@@ -185,15 +188,76 @@ class Family(Part):
         """Whether the family gives `statistics` and `maximize`."""
         return type(self).maximize is not Family.maximize
 
-    def table(self, x: Tensor, h: Tensor) -> Tensor:
-        """The densities log p(x_i | h_k), shape `(rows, components)`, of rows and a table of h."""
-        x = x.unsqueeze(1)
-        return self.given(h, Batch(x)).log_prob(x)
+    @property
+    def exact_m_step(self) -> bool:
+        """Whether the M-step never lowers the likelihood, or can take a step that is too long."""
+        return self.has_m_step or type(self).improve is not Family.improve
+
+    @property
+    def fits_by_em(self) -> bool:
+        """Whether EM can fit a mixture: what components share has no M-step unless stated."""
+        return self.exact_m_step or not any(True for _ in self.parameters())
+
+    def table(self, batch: Batch, h: Tensor) -> Tensor:
+        """The densities log p(x_i | h_k), shape `(rows, *components)`.
+
+        Args:
+            batch: the rows.
+            h: one for each component, shape `(*components, *params)`.
+        """
+        batch = batch.unsqueeze(h.dim() - len(self.params))
+        return self.of(h, batch).log_prob(batch.x)
 
     def statistics(self, x: Tensor) -> Tensor:
         """The sufficient statistics T(x), shape `(rows, statistics)`, of rows `(rows, *event)`."""
-        raise Error(f"{self.kind} has no closed-form M-step: fit the mixture with method = 'svi'")
+        raise Error(f"{self.kind} has no closed-form M-step")
 
     def maximize(self, statistics: Tensor) -> Tensor:
-        """The h, `(components, *params)`, with expected statistics `(components, statistics)`."""
-        raise Error(f"{self.kind} has no closed-form M-step: fit the mixture with method = 'svi'")
+        """The h, `(..., *params)`, whose expected statistics are these, `(..., statistics)`."""
+        raise Error(f"{self.kind} has no closed-form M-step")
+
+    def natural(self, h: Tensor) -> tuple[Tensor, Tensor] | None:
+        """The eta and A of log p(x | h) = T(x) eta - A, where the E-step is to make use of them.
+
+        Shapes `(..., statistics)` and `(...)`. Then all densities are one matrix product.
+        """
+        return None
+
+    @property
+    def freedom(self) -> int:
+        """The free parameters of one component."""
+        return self.params.numel()
+
+    def at_floor(self, h: Tensor) -> Tensor:
+        """Which components have a scale at its floor, shape `(*components)`."""
+        return torch.zeros(h.shape[: -len(self.params)], dtype=torch.bool, device=h.device)
+
+    def prepare(self, batch: Batch) -> Any:
+        """What the E-step needs of rows, made once for both of its halves."""
+        return Prepared(batch, self.statistics(batch.x) if self.has_m_step else None)
+
+    def densities(self, rows: Any, h: Tensor) -> Tensor:
+        """As `table`, of rows that were prepared."""
+        return expectation.densities(self, rows, h)
+
+    def expect(self, rows: Any, r: Tensor, h: Tensor) -> Any:
+        """The statistics of the components, tensors `(*components, ...)` that add up over rows.
+
+        Args:
+            rows: prepared.
+            r: how much of each row is each component's, shape `(rows, *components)`.
+            h: as it is, shape `(*components, *params)`.
+        """
+        return expectation.expect(self, rows, r, h)
+
+    def improve(self, n: Tensor, t: Any, h: Tensor) -> Tensor:
+        """The M-step: the h that is best, or at least better, for these statistics.
+
+        What components share, the family's own parameters, is set along with it.
+
+        Args:
+            n: the rows of each component, shape `(*components)`.
+            t: what `expect` gave, summed over rows.
+            h: as it is, shape `(*components, *params)`.
+        """
+        return expectation.improve(self, n, t, h)

@@ -26,6 +26,7 @@ from pyrovae.distributions import STATES, one_hot, sphere
 from pyrovae.errors import Error
 from pyrovae.families.categorical import floored
 from pyrovae.families.continuous import inverse_softplus
+from pyrovae.families.expectation import linear
 from pyrovae.families.family import Family
 from pyrovae.transforms import spread
 
@@ -90,9 +91,14 @@ class OneHot(Family):
         *variables, classes = self.event
         return classes ** prod(variables)
 
-    def table(self, x: Tensor, h: Tensor) -> Tensor:
-        """One matrix product: the log density is linear in x."""
-        return x.flatten(1) @ h.log_softmax(-1).flatten(1).mT
+    def natural(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        eta = h.log_softmax(-1).flatten(-len(self.event))
+        return eta, torch.zeros_like(eta[..., 0])
+
+    def table(self, batch: Batch, h: Tensor) -> Tensor:
+        if batch.incomplete:
+            return super().table(batch, h)
+        return linear(self.statistics(batch.x), *self.natural(h))
 
     def statistics(self, x: Tensor) -> Tensor:
         return x.flatten(1)

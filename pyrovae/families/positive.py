@@ -54,10 +54,11 @@ class LogNormal(Family):
         self.center.copy_(x.log().mean(0))
 
     def statistics(self, x: Tensor) -> Tensor:
-        return moments(x.log(), self.center)
+        return moments(x.log(), self.center, self.smallest / self.floor)
 
     def maximize(self, statistics: Tensor) -> Tensor:
-        return at_moments(statistics, self.center, self.smallest)
+        unit = self.smallest / self.floor
+        return at_moments(statistics, self.center, unit, self.floor)
 
 
 class Gamma(Family):
@@ -99,10 +100,11 @@ class Gamma(Family):
         return torch.cat([log_ratio, log_ratio.expm1()], -1)
 
     def maximize(self, statistics: Tensor) -> Tensor:
-        mean_log, excess = statistics.unflatten(-1, (2, *self.event)).unbind(1)
+        dims = -1 - len(self.event)
+        mean_log, excess = statistics.unflatten(-1, (2, *self.event)).unbind(dims)
         log_mean = excess.log1p()
-        dispersion = 1 / _concentration(log_mean - mean_log)
-        return torch.stack([self.center + log_mean, inverse_scale(dispersion, self.smallest)], 1)
+        raw = inverse_scale(1 / _concentration(log_mean - mean_log), self.smallest)
+        return torch.stack([self.center + log_mean, raw], dims)
 
 
 def _concentration(gap: Tensor) -> Tensor:

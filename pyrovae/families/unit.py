@@ -130,7 +130,8 @@ class LogitNormal(Family):
         self.center.copy_(x.logit().mean(0))
 
     def statistics(self, x: Tensor) -> Tensor:
-        return moments(x.logit(), self.center)
+        return moments(x.logit(), self.center, self.smallest / self.floor)
 
     def maximize(self, statistics: Tensor) -> Tensor:
-        return at_moments(statistics, self.center, self.smallest)
+        unit = self.smallest / self.floor
+        return at_moments(statistics, self.center, unit, self.floor)

@@ -5,10 +5,11 @@ known and the guide is the exact posterior:
 
     r_ik = pi_k p(x_i | h_k) / \sum_j pi_j p(x_i | h_j)                    (E-step)
     N_k = \sum_i r_ik,   pi_k = N_k / N,
-    h_k = the h with E[T(x) | h] = \sum_i r_ik T(x_i) / N_k                (M-step)
+    h_k = the h that maximises \sum_i r_ik log p(x_i | h)                  (M-step)
 
 With the exact posterior as guide the bound is tight, and each EM iteration raises log p(x) until
 it stands still. All that the M-step needs of the data is `Statistics`, and these add up over rows.
+With priors on pi and h_k it is log p(x) + log p(pi, h) that rises.
 
 By SVI the gradient flows through the model only. Fisher's identity,
 
@@ -17,23 +18,37 @@ By SVI the gradient flows through the model only. Fisher's identity,
 says that the term through the guide is zero in expectation; leaving it out takes its noise away.
 """
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
+from functools import reduce
 from math import prod
-from typing import Literal
+from operator import add
+from typing import Any, Literal
 
 import pyro
 import pyro.distributions as dist
 import torch
-from pydantic import PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
+from torch.nn.functional import threshold
+from torch.utils import _pytree as pytree
 
 from pyrovae.batch import Batch, as_batch
+from pyrovae.distributions import STATES
 from pyrovae.errors import Error
 from pyrovae.families import Bernoulli, Family, MultivariateNormal
+from pyrovae.models import surface
+from pyrovae.models.conjugate import ComponentPrior
 from pyrovae.models.model import Model, Statistics
-from pyrovae.models.seams import under
+from pyrovae.models.repair import repair
+from pyrovae.models.seams import summed, under
+from pyrovae.models.starts import Assign, KMeansPlusPlus, Start
 from pyrovae.part import Shape
-from pyrovae.transforms import spread
+
+LEAST = 1e-6
+"""Rows that a component needs to have an M-step."""
+ZERO = 1e-25
+"""Responsibilities below are none: as numbers without their full precision they cost time."""
 
 
 class Mixture(Model):
@@ -45,6 +60,10 @@ class Mixture(Model):
         x: the event shape of the data.
         components: how many.
         family: p(x | k); its name says the covariance: multivariate-normal has a full one.
+        initial: where EM begins.
+        concentration: of a Dirichlet prior on the weights; 1 is maximum likelihood, and below 1
+            components that explain fewer than 1 - concentration rows are switched off.
+        prior: on the parameters of each component; maximum likelihood unless given.
 
     Example:
         >>> mixture = Mixture(x=(2,), components=3, family="normal")
@@ -55,20 +74,28 @@ class Mixture(Model):
     x: Shape
     components: PositiveInt = 10
     family: Family = MultivariateNormal()
+    initial: Start = KMeansPlusPlus()
+    concentration: PositiveFloat = 1.0
+    prior: ComponentPrior | None = None
+
+    predict_proba, predict = surface.predict_proba, surface.predict
+    score_samples, bic, aic = surface.score_samples, surface.bic, surface.aic
 
     def setup(self) -> None:
         under("family", lambda: self.family.setup(self.x))
         with torch.no_grad():
             under("family", lambda: self.family.refuse_misfit(self.x))
+        if (prior := self.prior) is not None:
+            under("prior", lambda: prior.refuse_misfit(self.family))
         self.logits = nn.Parameter(torch.zeros(self.components))
         self.h = nn.Parameter(torch.randn(self.components, *self.family.params))
 
-    def joint(self, x: Tensor) -> Tensor:
+    def joint(self, batch: Batch) -> Tensor:
         """Log p(x, k), shape `(rows, components)`."""
-        return self.logits.log_softmax(-1) + self.family.table(x, self.h)
+        return self.logits.log_softmax(-1) + self.family.table(batch, self.h)
 
     def log_prob(self, batch: Batch) -> Tensor:
-        return torch.cat([self.joint(part.x).logsumexp(-1) for part in self._split(batch)])
+        return torch.cat([self.joint(part).logsumexp(-1) for part in self._split(batch)])
 
     def model(self, batch: Batch) -> Tensor:
         batch = as_batch(batch)
@@ -80,69 +107,159 @@ class Mixture(Model):
     def guide(self, batch: Batch) -> None:
         batch = as_batch(batch)
         with torch.no_grad():
-            posterior = dist.Categorical(logits=self.joint(batch.x))
+            posterior = dist.Categorical(logits=self.joint(batch))
         with pyro.plate("data", len(batch), dim=-1):
-            pyro.sample("k", posterior)
+            pyro.sample("k", posterior, infer=summed(self.enumerates))
+
+    @torch.no_grad()
+    def expect(self, batch: Batch) -> Statistics:
+        """The E-step over all rows of the batch."""
+        if not self.family.fits_by_em:
+            raise Error(
+                f"{self.family.kind} has parameters that all components share, and no M-step for "
+                "them: fit the mixture with method = 'svi'"
+            )
+
+        def assign(_: Batch, rows: Any) -> tuple[Tensor, Tensor]:
+            joint = self.logits.log_softmax(-1) + self.family.densities(rows, self.h)
+            log_prob = joint.logsumexp(-1, keepdim=True)
+            r = threshold((joint - log_prob).exp(), ZERO, 0.0)
+            return r, log_prob.double().sum(0)[..., 0]
+
+        return self._gather(batch, assign)
+
+    @torch.no_grad()
+    def maximize(self, statistics: Statistics) -> None:
+        """The M-step. A component that no row belongs to keeps its h."""
+        n = statistics.n
+        if not statistics.finite:
+            raise Error("sums over the rows overflow: scale the data, or use dtype = 'float64'")
+        some = torch.where(n > LEAST, n, 1.0)
+        if self.prior is None:
+            h = self.family.improve(some, statistics.t, self.h)
+        else:
+            h = self.prior.maximize(self.family, n, statistics.t)
+        mine = (n > LEAST).reshape(*n.shape, *[1] * len(self.family.params))
+        self.h.copy_(torch.where(mine, h, self.h))
+        weights = (n + (self.concentration - 1)).clamp(min=0)
+        share = weights / weights.sum(-1, keepdim=True)
+        self.logits.copy_(share.clamp(min=torch.finfo(n.dtype).tiny).log())
+
+    @torch.no_grad()
+    def start(self, batch: Batch) -> None:
+        """Components from the rows that `initial` assigns to each."""
+        self.family.start(batch.x)
+        h = self.family.marginal(batch)
+        self.h.copy_(torch.zeros_like(self.h) if h is None else h.expand_as(self.h))
+        if self.family.fits_by_em:
+            self.begin(batch, self.initial(batch.x.flatten(1), self.logits.shape))
+        else:
+            self.h.add_(0.5 * torch.randn_like(self.h))
+
+    @torch.no_grad()
+    def begin(self, batch: Batch, assign: Assign) -> None:
+        """The components of rows that belong to them by `assign`, a function of flat rows."""
+        for _ in range(1 if self.family.has_m_step else 5):
+            statistics = self._gather(
+                batch, lambda part, _: (assign(part.x.flatten(1)), torch.zeros(()))
+            )
+            self.maximize(statistics)
+
+    def _gather(
+        self, batch: Batch, assign: Callable[[Batch, Any], tuple[Tensor, Tensor]]
+    ) -> Statistics:
+        """The statistics of rows of which `assign` says to which component they belong."""
+
+        def of(part: Batch) -> Statistics:
+            rows = self.family.prepare(part)
+            r, log_prob = assign(part, rows)
+            return Statistics(r.sum(0), self.family.expect(rows, r, self.h), log_prob)
+
+        return reduce(add, map(of, self._split(batch)))
+
+    @torch.no_grad()
+    def _split(self, batch: Batch) -> Iterator[Batch]:
+        """Parts whose statistics, or tables of components, stay in cache."""
+        first = batch[:1]
+        t = self.family.expect(
+            self.family.prepare(first), torch.ones_like(self.logits)[None], self.h
+        )
+        numbers = max(leaf.numel() // self.logits.numel() for leaf in pytree.tree_leaves(t))
+        if self.family.natural(self.h) is None:
+            numbers = max(numbers, self.h[..., 0].numel() * prod(self.x))
+        return batch.split(min(4096, max(64, 2**22 // (numbers + self.logits.numel()))))
+
+    def repair(self, batch: Batch, statistics: Statistics) -> bool:
+        """Move components with less than a row, unless a prior is to switch them off."""
+        return self.concentration >= 1 and repair(self, batch, statistics)
+
+    def beside(self, runs: int) -> "Mixture":
+        """As many copies in one, along a first dimension of logits and h."""
+        if runs == 1:
+            return self
+        wide = copy.deepcopy(self)
+        for name, parameter in wide.named_parameters():
+            own = () if name in ("logits", "h") else (1,)
+            parameter.data = parameter.data.expand(runs, *own, *parameter.shape).clone()
+        return wide
+
+    @torch.no_grad()
+    def choose(self, runs: Model, index: int) -> None:
+        if runs is self:
+            return
+        state = dict(runs.state_dict())
+        for name, parameter in self.named_parameters():
+            state[name] = state[name][index].view_as(parameter)
+        self.load_state_dict(state)
+
+    def log_prior(self) -> Tensor:
+        log_weights = self.logits.log_softmax(-1)
+        on = log_weights > -100
+        total = (self.concentration - 1) * torch.where(on, log_weights, 0.0).sum(-1)
+        if self.prior is not None:
+            total = total + torch.where(on, self.prior.log_prob(self.family, self.h), 0.0).sum(-1)
+        return total
+
+    @property
+    def exact_m_step(self) -> bool:
+        return self.family.exact_m_step
+
+    @property
+    def enumerates(self) -> bool:
+        return self.components <= STATES
 
     def require(self, batch: Batch) -> None:
         super().require(batch)
         if batch.offset is not None:
             raise Error("the model 'mixture' takes no size factors: leave the offset out")
 
-    @torch.no_grad()
-    def expect(self, batch: Batch) -> Statistics:
-        """The E-step over all rows of the batch."""
-        return self._gather(batch, self._posterior)
+    @property
+    def freedom(self) -> int:
+        """The number of free parameters, for information criteria."""
+        shared = sum(parameter.numel() for parameter in self.family.parameters())
+        return self.components * self.family.freedom + shared + self.components - 1
 
-    @torch.no_grad()
-    def maximize(self, statistics: Statistics) -> None:
-        """The M-step. A component that no row belongs to keeps its h."""
-        n = statistics.n
-        if not statistics.t.isfinite().all():
-            raise Error("sums over the rows overflow: scale the data, or use dtype = 'float64'")
-        mine = n > 1e-6
-        self.h[mine] = self.family.maximize(statistics.t[mine] / n[mine, None])
-        self.logits.copy_(n.clamp(min=torch.finfo(n.dtype).tiny).log() - n.sum().log())
+    def sample_with_labels(self, rows: int, seed: int | None = None) -> tuple[Tensor, Tensor]:
+        """New rows, shape `(rows, *x)`, and the component of each, shape `(rows,)`.
 
-    @torch.no_grad()
-    def start(self, batch: Batch) -> None:
-        """Components from the rows nearest to centres of k-means++, columns scaled to variance 1.
-
-        k-means++: The Advantages of Careful Seeding (Arthur & Vassilvitskii, 2007). A family
-        without a closed-form M-step starts at random.
+        Args:
+            rows: how many.
+            seed: of the draws; torch's own random numbers unless given.
         """
-        self.family.start(batch.x)
-        if not self.family.has_m_step:
-            return
-        shift, scale = batch.x.mean(0), spread(batch.x)
-        centres = _plusplus(((batch.x - shift) / scale).flatten(1), self.components)
+        trace = self.draw(rows, seed)
+        return trace.nodes["x"]["value"], trace.nodes["k"]["value"]
 
-        def nearest(x: Tensor) -> tuple[Tensor, Tensor]:
-            k = torch.cdist(((x - shift) / scale).flatten(1), centres).argmin(-1)
-            return nn.functional.one_hot(k, self.components).to(x), x.new_zeros(())
-
-        self.maximize(self._gather(batch, nearest))
-
-    def _posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The responsibilities, shape `(rows, components)`, and the sum of log p(x)."""
-        joint = self.joint(x)
-        log_prob = joint.logsumexp(-1, keepdim=True)
-        return (joint - log_prob).exp(), log_prob.sum()
-
-    def _gather(
-        self, batch: Batch, assign: Callable[[Tensor], tuple[Tensor, Tensor]]
-    ) -> Statistics:
-        """The statistics of rows of which `assign` says to which component they belong."""
-        parts = []
-        for part in self._split(batch):
-            r, log_prob = assign(part.x)
-            parts.append(Statistics(r.sum(0), r.mT @ self.family.statistics(part.x), log_prob))
-        return sum(parts[1:], start=parts[0])
-
-    def _split(self, batch: Batch) -> Iterator[Batch]:
-        """Parts whose tables of components or of products of columns stay in cache."""
-        columns = prod(self.x)
-        return batch.split(max(1, 2**20 // (columns * max(columns, self.components))))
+    def remarks(self) -> tuple[str, ...]:
+        share = self.logits.softmax(-1)
+        on = share > torch.finfo(share.dtype).tiny * 10
+        low = int((self.family.at_floor(self.h) & on).sum())
+        off = int((~on).sum())
+        found = []
+        if low:
+            found.append(f"{low} of {self.components} components have a scale at its floor")
+        if off:
+            found.append(f"{off} of {self.components} components are switched off")
+        return tuple(found)
 
     @classmethod
     def examples(cls) -> Iterable["Mixture"]:
@@ -150,7 +267,7 @@ class Mixture(Model):
 
     @property
     def method(self) -> Literal["svi", "em"]:
-        return "em"
+        return "em" if self.family.fits_by_em else "svi"
 
     @property
     def exact(self) -> bool:
@@ -163,14 +280,3 @@ class Mixture(Model):
     @property
     def least_rows(self) -> int:
         return self.components
-
-
-def _plusplus(x: Tensor, centres: int) -> Tensor:
-    """Rows of x as centres, each drawn in proportion to its squared distance to the others."""
-    chosen = [int(torch.randint(len(x), ()).item())]
-    distance = (x - x[chosen[0]]).square().sum(-1)
-    for _ in range(1, centres):
-        weights = distance if distance.any() else torch.ones_like(distance)
-        chosen.append(int(torch.multinomial(weights, 1).item()))
-        distance = torch.minimum(distance, (x - x[chosen[-1]]).square().sum(-1))
-    return x[torch.tensor(chosen, device=x.device)]

@@ -7,6 +7,7 @@ model.
 """
 
 from abc import abstractmethod
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from pyro import poutine
 from pyro.distributions import Unit
 from torch import Tensor
 from torch.distributions.constraints import Constraint
+from torch.utils import _pytree as pytree
 
 from pyrovae.batch import Batch
 from pyrovae.errors import Error
@@ -51,17 +53,34 @@ class Statistics:
     """What an E-step finds: sums over rows, so those of two sets of rows add up to those of both.
 
     Args:
-        n: the rows of each component, N_k, shape `(components,)`.
-        t: the statistics of each component, sum_i r_ik T(x_i), shape `(components, statistics)`.
-        log_prob: the log-likelihood, sum_i log p(x_i), a scalar.
+        n: the rows of each component, N_k, shape `(*components)`.
+        t: the family's sums for each component, such as sum_i r_ik T(x_i), `(*components, ...)`:
+            a tensor, or tensors in tuples and lists.
+        log_prob: the log-likelihood, sum_i log p(x_i), a scalar, or one for each of several fits.
     """
 
     n: Tensor
-    t: Tensor
+    t: Any
     log_prob: Tensor
 
     def __add__(self, other: "Statistics") -> "Statistics":
-        return Statistics(self.n + other.n, self.t + other.t, self.log_prob + other.log_prob)
+        return self._with(torch.add, other)
+
+    def __mul__(self, rows: float) -> "Statistics":
+        return self._with(lambda mine, _: mine * rows, self)
+
+    def towards(self, other: "Statistics", step: float) -> "Statistics":
+        """The statistics (1 - step) s + step s' of an online fit."""
+        return self._with(lambda mine, its: mine.lerp(its, step), other)
+
+    def _with(self, combine: Callable[..., Tensor], other: "Statistics") -> "Statistics":
+        t = pytree.tree_map(combine, self.t, other.t)
+        return Statistics(combine(self.n, other.n), t, combine(self.log_prob, other.log_prob))
+
+    @property
+    def finite(self) -> bool:
+        """Whether no sum is NaN or infinite."""
+        return all(bool(s.isfinite().all()) for s in pytree.tree_leaves((self.n, self.t)))
 
 
 class Model(Part):
@@ -147,6 +166,15 @@ class Model(Part):
             f"log p(x) of the model '{self.kind}' is an integral: estimate it with log_likelihood"
         )
 
+    def joint(self, batch: Batch) -> Tensor:
+        """Log p(x, k), shape `(rows, components)`, of a mixture."""
+        raise Error(f"the model '{self.kind}' has no components")
+
+    @property
+    def freedom(self) -> int:
+        """The number of free parameters, for information criteria, where log p(x) is known."""
+        raise Error(f"log p(x) of the model '{self.kind}' is an integral: it has no BIC or AIC")
+
     def expect(self, batch: Batch) -> Statistics:
         """The E-step over all rows of the batch, of a model that EM can fit."""
         raise Error(f"EM cannot fit the model '{self.kind}': use method = 'svi'")
@@ -154,6 +182,33 @@ class Model(Part):
     def maximize(self, statistics: Statistics) -> None:
         """The M-step, of a model that EM can fit."""
         raise Error(f"EM cannot fit the model '{self.kind}': use method = 'svi'")
+
+    @property
+    def exact_m_step(self) -> bool:
+        """Whether `maximize` never lowers the likelihood, or can take a step that is too long."""
+        return True
+
+    def log_prior(self) -> Tensor:
+        """The log density of the parameters, up to a constant, which EM adds to the likelihood."""
+        return torch.zeros(())
+
+    def repair(self, batch: Batch, statistics: Statistics) -> bool:
+        """Move what EM left without rows to where it raises the likelihood, if it does."""
+        return False
+
+    def beside(self, runs: int) -> "Model":
+        """Copies that EM fits side by side from starts of their own, as one model.
+
+        The model itself where every start is the same.
+        """
+        return self
+
+    def choose(self, runs: "Model", index: int) -> None:
+        """Take the weights of one of the copies."""
+
+    def remarks(self) -> tuple[str, ...]:
+        """What has to be known of the fitted model, a sentence each."""
+        return ()
 
     def scope(self) -> AbstractContextManager[Any]:
         """Pyro's parameter store as this model sees it; outside, the store is as before."""
@@ -172,6 +227,13 @@ class Model(Part):
             context: of the new rows, shape `(rows, *context)`, or `(1, *context)` for all of
                 them, for a model that needs one.
         """
+        return observed(self.draw(rows, seed, context))[-1]["value"]
+
+    @torch.no_grad()
+    def draw(
+        self, rows: int | Batch, seed: int | None = None, context: Tensor | None = None
+    ) -> poutine.Trace:
+        """The trace of the model with nothing observed: latents and new rows, as for `sample`."""
         device, dtype = destination(self)
         if not isinstance(rows, Batch):
             require_positive(rows, "rows")
@@ -185,8 +247,7 @@ class Model(Part):
         random = nullcontext() if seed is None else seeded(seed)
         with self.scope(), in_mode(self, False), random, unchecked():
             free = poutine.uncondition(self.model)
-            trace = poutine.trace(free).get_trace(rows.to(device, dtype))
-        return observed(trace)[-1]["value"]
+            return poutine.trace(free).get_trace(rows.to(device, dtype))
 
     def blank(self, x: Tensor) -> Batch:
         """Rows to sample in place of, made from zeros `(rows, *x)`."""

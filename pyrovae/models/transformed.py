@@ -9,6 +9,7 @@ A handler does it: at the observed site it puts the family's distribution throug
 observes x itself. What the model samples is x as well.
 """
 
+import copy
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -23,6 +24,7 @@ from torch.distributions.constraints import Constraint
 from pyrovae.batch import Batch, as_batch
 from pyrovae.errors import Error
 from pyrovae.families import SharedNormal
+from pyrovae.models import surface
 from pyrovae.models.mixture import Mixture
 from pyrovae.models.model import Model, Statistics, Tag
 from pyrovae.models.vae import VAE
@@ -39,6 +41,9 @@ class Transformed(Model):
 
     base: Model
     transform: Transform
+
+    predict_proba, predict = surface.predict_proba, surface.predict
+    score_samples, bic, aic = surface.score_samples, surface.bic, surface.aic
 
     def setup(self) -> None:
         if not self.transform.invertible:
@@ -97,6 +102,37 @@ class Transformed(Model):
 
     def maximize(self, statistics: Statistics) -> None:
         self.base.maximize(statistics)
+
+    @property
+    def exact_m_step(self) -> bool:
+        return self.base.exact_m_step
+
+    def log_prior(self) -> Tensor:
+        return self.base.log_prior()
+
+    def repair(self, batch: Batch, statistics: Statistics) -> bool:
+        return self.base.repair(self.inside(batch), statistics)
+
+    def beside(self, runs: int) -> "Transformed":
+        wide = copy.copy(self)
+        wide._modules = self._modules | {"base": self.base.beside(runs)}
+        return wide
+
+    def choose(self, runs: Model, index: int) -> None:
+        if isinstance(runs, Transformed):
+            self.base.choose(runs.base, index)
+
+    def remarks(self) -> tuple[str, ...]:
+        return self.base.remarks()
+
+    def joint(self, batch: Batch) -> Tensor:
+        """Log p(x, k), shape `(rows, components)`, of a mixture."""
+        return self.base.joint(self.inside(batch)) + self._log_jacobian(batch.x)[:, None]
+
+    @property
+    def freedom(self) -> int:
+        """The number of free parameters; those of the transform are taken from the rows."""
+        return self.base.freedom
 
     def _log_jacobian(self, x: Tensor) -> Tensor:
         entries = self.transform.bijection().log_abs_det_jacobian(x, self.transform(x))

@@ -1,0 +1,114 @@
+r"""Expectation and maximisation over a table of components, for any family.
+
+EM raises a sum over rows of log \sum_k pi_k p(x_i | h_k) by raising
+
+    Q(h) = \sum_ik r_ik log p(x_i | h_k),      r_ik = p(k | x_i),
+
+of which it needs sums over rows only, so rows can come in any number of batches.
+
+*Exponential family*, log p(x | h) = T(x) eta(h) - A(h): the sums are \sum_i r_ik T(x_i), and their
+means are what the best h expects. With T in memory the densities of all components are one matrix
+product, the sums another.
+
+*Any other family*: with the scores s_ik = d log p(x_i | h_k) / dh_k, Newton's step with the
+curvature in the place of which stands the covariance of the scores (Estimation and Inference in
+Nonlinear Structural Models, Berndt, Hall, Hall & Hausman, 1974),
+
+    F_k = \sum_i r_ik s_ik s_ik',     h_k <- F_k^-1 (F_k h_k + \sum_i r_ik s_ik) .
+
+Both F_k and F_k h_k + \sum_i r_ik s_ik add up over rows, also where h moved in between: each batch
+leaves a parabola. Where the entries of the event have parameters of their own, F_k has a block for
+each. The step can be too long; `inference.em` then halves it, so Q never falls.
+
+*A latent beside k*, such as the scale of a Student's t: a family sums what it expects of it, given
+x_i and h_k as it is, see `StudentT`.
+"""
+
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from pyrovae.batch import Batch
+
+if TYPE_CHECKING:
+    from pyrovae.families.family import Family
+
+FIRM = 1e-8
+"""What is added to a curvature, relative to its largest entry, to have an inverse."""
+
+
+class Prepared(NamedTuple):
+    """Rows as the E-step takes them.
+
+    Args:
+        batch: the rows.
+        t: their statistics T(x), shape `(rows, statistics)`, of an exponential family.
+    """
+
+    batch: Batch
+    t: Tensor | None
+
+
+def densities(family: "Family", rows: Prepared, h: Tensor) -> Tensor:
+    """Log p(x_i | h_k), shape `(rows, *components)`."""
+    natural = None if rows.t is None else family.natural(h)
+    return family.table(rows.batch, h) if natural is None else linear(rows.t, *natural)
+
+
+def linear(t: Tensor | None, eta: Tensor, a: Tensor) -> Tensor:
+    """T(x_i) eta_k - A_k; in memory the rows of a component lie side by side."""
+    return (eta.flatten(0, -2) @ cast(Tensor, t).mT).mT.unflatten(-1, a.shape) - a
+
+
+def expect(family: "Family", rows: Prepared, r: Tensor, h: Tensor) -> Any:
+    """The sums over rows that the M-step needs, `(*components, ...)`."""
+    if rows.t is not None:
+        return (r.flatten(1).mT @ rows.t).unflatten(0, r.shape[1:])
+    s = _blocks(family, _scores(family, rows.batch, h))
+    weighted = r[..., None, None] * s
+    curvature = torch.einsum("i...ep,i...eq->...epq", weighted, s)
+    own = _blocks(family, h)
+    return curvature, (curvature @ own[..., None])[..., 0] + weighted.sum(0)
+
+
+def improve(family: "Family", n: Tensor, t: Any, h: Tensor) -> Tensor:
+    """The best h, or a better one; a component that no row belongs to gets one of no meaning."""
+    if isinstance(t, Tensor):
+        return family.maximize(t / n[..., None])
+    (curvature, pull), own = t, _blocks(family, h)
+    largest = curvature.diagonal(dim1=-2, dim2=-1).amax(-1).clamp(min=torch.finfo(h.dtype).tiny)
+    firm = curvature + FIRM * largest[..., None, None] * torch.eye(own.shape[-1]).to(h)
+    slope = pull - (curvature @ own[..., None])[..., 0]
+    step = torch.linalg.solve(firm, slope[..., None])[..., 0]
+    return h + _unblocked(family, step)
+
+
+def _scores(family: "Family", batch: Batch, h: Tensor) -> Tensor:
+    """The gradients d log p(x_i | h_k) / dh_k, shape `(rows, *components, *params)`."""
+    with torch.enable_grad():
+        own = h.detach().expand(len(batch), *h.shape).requires_grad_()
+        spread = batch.unsqueeze(h.dim() - len(family.params))
+        log_prob = family.of(own, spread).log_prob(spread.x)
+        (scores,) = torch.autograd.grad(log_prob.sum(), own)
+    return scores
+
+
+def _entrywise(family: "Family") -> bool:
+    """Whether each entry of the event has parameters of its own, along the first dimension."""
+    event = tuple(family.event)
+    return tuple(family.params)[-len(event) :] == event
+
+
+def _blocks(family: "Family", h: Tensor) -> Tensor:
+    """Parameters `(..., *params)` with those that depend on each other side by side."""
+    if not _entrywise(family):
+        return h.flatten(-len(family.params))[..., None, :]
+    entries = h.flatten(-len(family.event))
+    return entries.mT if len(family.params) > len(family.event) else entries[..., None]
+
+
+def _unblocked(family: "Family", blocks: Tensor) -> Tensor:
+    """The parameters `(..., *params)` that `_blocks` took apart."""
+    own = blocks.mT if _entrywise(family) else blocks
+    return own.reshape(*blocks.shape[:-2], *family.params)

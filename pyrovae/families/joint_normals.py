@@ -1,0 +1,266 @@
+r"""Normals whose entries depend on each other: a covariance that is full, shared, or of low rank.
+
+With y = (x - m) / u, the rows in units of the data's standard deviations, and S their covariance,
+
+    log N(x; mu, S) = -1/2 (y - nu)' S^-1 (y - nu) - 1/2 log |2 pi S| - \sum_i log u_i
+
+is linear in y and the products y_i y_j, i <= j, which are the statistics of the two families with
+a full covariance. Their M-step raises the eigenvalues of S to `floor`^2 where they are below: it
+is the maximum under that constraint, so the likelihood never decreases.
+"""
+
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pydantic import PositiveFloat, PositiveInt
+from torch import Size, Tensor, nn
+from torch.distributions.utils import tril_matrix_to_vec, vec_to_tril_matrix
+from torch.nn.functional import softplus
+
+from pyrovae.batch import Batch
+from pyrovae.distributions import Full, JointNormal, LowRank, PresentNormal
+from pyrovae.errors import Error
+from pyrovae.families.continuous import HALF_LOG, inverse_scale, inverse_softplus
+from pyrovae.families.family import Family
+from pyrovae.transforms import spread
+
+
+class MultivariateNormal(Family):
+    r"""A normal with a full covariance from the network, N(x; mu(h), L L').
+
+    Args:
+        floor: the smallest standard deviation in any direction, as a fraction of the data's.
+    """
+
+    floor: PositiveFloat = 1e-3
+
+    def setup(self, event: tuple[int, ...]) -> None:
+        _refuse_arrays(self, event)
+        self.event = Size(event)
+        self.unit, self.center = nn.Buffer(torch.ones(event)), nn.Buffer(torch.zeros(event))
+        self.params = Size((event[0] + event[0] * (event[0] + 1) // 2,))
+
+    def forward(self, h: Tensor) -> dist.Distribution:
+        return dist.MultivariateNormal(*self._split(h))
+
+    def _split(self, h: Tensor) -> tuple[Tensor, None, None, Tensor]:
+        """The arguments of the distribution: the mean, and L as the fourth."""
+        (d,) = self.event
+        return h[..., :d], None, None, _tril(self, h[..., d:])
+
+    def present(self, p: Any) -> dist.Distribution:
+        return PresentNormal(p.loc, Full(p.scale_tril))
+
+    @torch.no_grad()
+    def start(self, x: Tensor) -> None:
+        self.unit.copy_(spread(x))
+        self.center.copy_(x.mean(0))
+
+    def table(self, batch: Batch, h: Tensor) -> Tensor:
+        loc, _, _, tril = self._split(h)
+        return super().table(batch, h) if batch.incomplete else _table(batch.x, loc, tril)
+
+    def statistics(self, x: Tensor) -> Tensor:
+        return _products((x - self.center) / self.unit)
+
+    def maximize(self, statistics: Tensor) -> Tensor:
+        (d,) = self.event
+        shift, square = statistics[..., :d], statistics[..., d:]
+        covariance = _symmetric(square - _products(shift.flatten(0, -2))[:, d:].view_as(square), d)
+        return torch.cat([self.center + self.unit * shift, _raw(self, covariance)], -1)
+
+    def natural(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        loc, _, _, tril = self._split(h)
+        return _natural(self, loc, tril)
+
+    def at_floor(self, h: Tensor) -> Tensor:
+        return _at_floor(self, self._split(h)[3])
+
+
+class TiedNormal(Family):
+    """A normal with one learned full covariance for all x, N(x; h, L L').
+
+    As components of a mixture they share it, and linear boundaries part them; as a likelihood it
+    leaves to the noise what entries have in common.
+
+    Args:
+        floor: the smallest standard deviation in any direction, as a fraction of the data's.
+    """
+
+    floor: PositiveFloat = 1e-3
+
+    def setup(self, event: tuple[int, ...]) -> None:
+        _refuse_arrays(self, event)
+        self.event = self.params = Size(event)
+        self.unit, self.center = nn.Buffer(torch.ones(event)), nn.Buffer(torch.zeros(event))
+        self.raw = nn.Parameter(torch.zeros(event[0] * (event[0] + 1) // 2))
+
+    def forward(self, h: Tensor) -> dist.Distribution:
+        return dist.MultivariateNormal(h, scale_tril=_tril(self, self.raw))
+
+    def present(self, p: Any) -> dist.Distribution:
+        return PresentNormal(p.loc, Full(p.scale_tril))
+
+    @torch.no_grad()
+    def start(self, x: Tensor) -> None:
+        self.unit.copy_(spread(x))
+        self.center.copy_(x.mean(0))
+        centred = (x - self.center) / self.unit
+        self.raw.copy_(_raw(self, (centred.mT @ centred / len(x))[None])[0])
+
+    def table(self, batch: Batch, h: Tensor) -> Tensor:
+        tril = _tril(self, self.raw).expand(*h.shape, -1)
+        return super().table(batch, h) if batch.incomplete else _table(batch.x, h, tril)
+
+    def statistics(self, x: Tensor) -> Tensor:
+        return _products((x - self.center) / self.unit)
+
+    def maximize(self, statistics: Tensor) -> Tensor:
+        """The means; the covariance belongs to all components, see `improve`."""
+        return self.center + self.unit * statistics[..., : self.event[0]]
+
+    def improve(self, n: Tensor, t: Tensor, h: Tensor) -> Tensor:
+        (d,) = self.event
+        means = t / n[..., None]
+        of_means = _products(means[..., :d].flatten(0, -2)).view_as(t)
+        within = (t - n[..., None] * of_means)[..., d:].sum(-2) / n.sum(-1, keepdim=True)
+        self.raw.copy_(_raw(self, _symmetric(within, d)).view_as(self.raw))
+        return self.maximize(means)
+
+    def natural(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        return _natural(self, h, _tril(self, self.raw).expand(*h.shape, -1))
+
+    def at_floor(self, h: Tensor) -> Tensor:
+        return _at_floor(self, _tril(self, self.raw)).expand(h.shape[:-1])
+
+
+class LowRankNormal(Family):
+    """A normal with factors that entries share, N(x; mu(h), W(h) W(h)' + diag sigma(h)^2).
+
+    Between `Normal`, rank 0, and `MultivariateNormal`, at a cost linear in the number of entries.
+
+    Args:
+        rank: how many factors.
+        floor: the smallest sigma, as a fraction of the data's standard deviation.
+    """
+
+    rank: PositiveInt = 2
+    floor: PositiveFloat = 1e-3
+
+    def setup(self, event: tuple[int, ...]) -> None:
+        _refuse_arrays(self, event)
+        self.event, self.params = Size(event), Size((2 + self.rank, *event))
+        self.unit = nn.Buffer(torch.ones(event))
+
+    def forward(self, h: Tensor) -> dist.Distribution:
+        loc, raw, *factors = h.unbind(-2)
+        scale = self.floor * self.unit + softplus(raw)
+        factor = torch.stack(factors, -1) * self.unit[:, None]
+        return JointNormal(loc, LowRank(factor, scale))
+
+    def present(self, p: Any) -> dist.Distribution:
+        return PresentNormal(p.loc, p.covariance)
+
+    @torch.no_grad()
+    def start(self, x: Tensor) -> None:
+        self.unit.copy_(spread(x))
+
+    @torch.no_grad()
+    def marginal(self, batch: Batch) -> Tensor:
+        """The first principal components of the correlations, above the mean of the others."""
+        loc = batch.x.mean(0)
+        centred = (batch.x - loc) / self.unit
+        values, vectors = torch.linalg.eigh(centred.mT @ centred / len(batch))
+        few = min(self.rank, len(values))
+        noise = values[:-few].mean() if few < len(values) else values.new_zeros(())
+        factor = values.new_zeros(len(values), self.rank)
+        factor[:, :few] = vectors[:, -few:] * (values[-few:] - noise).clamp(min=0).sqrt()
+        rest = centred.square().mean(0) - factor.square().sum(-1)
+        raw = inverse_scale(self.unit * rest.clamp(min=0).sqrt(), self.floor * self.unit)
+        return torch.stack([loc, raw, *factor.mT])
+
+
+def _refuse_arrays(family: Family, event: tuple[int, ...]) -> None:
+    if len(event) != 1:
+        raise Error(f"{family.kind} takes vectors as rows, got {tuple(event)}: flatten them")
+
+
+def _tril(family: Any, raw: Tensor) -> Tensor:
+    """L, lower triangular with a positive diagonal, of unconstrained numbers."""
+    tril = vec_to_tril_matrix(raw)
+    diagonal = 0.5 * family.floor * family.unit + softplus(tril.diagonal(dim1=-2, dim2=-1))
+    return tril.tril(-1) + diagonal.diag_embed()
+
+
+def _raw(family: Any, covariance: Tensor) -> Tensor:
+    """The unconstrained numbers of L, of a covariance of y whose eigenvalues are raised."""
+    tril = family.unit[:, None] * _root(covariance, family.floor)
+    least = 0.5 * family.floor * family.unit
+    diagonal = inverse_softplus(tril.diagonal(dim1=-2, dim2=-1) - least)
+    return tril_matrix_to_vec(tril.tril(-1) + diagonal.diag_embed())
+
+
+def _root(covariance: Tensor, floor: float) -> Tensor:
+    """L with L L' the covariance, its eigenvalues raised to floor^2 where they are below."""
+    smallest = floor**2 * torch.eye(covariance.shape[-1]).to(covariance)
+    tril = torch.linalg.cholesky_ex(covariance).L
+    low = torch.linalg.cholesky_ex(covariance - smallest).info != 0
+    if low.any():
+        values, vectors = torch.linalg.eigh(covariance[low])
+        root = vectors * values.clamp(min=floor**2).sqrt()[..., None, :]
+        upper = torch.linalg.qr(root.mT).R
+        tril[low] = (upper * upper.diagonal(dim1=-2, dim2=-1).sign()[..., None]).mT
+    return tril
+
+
+def _products(y: Tensor) -> Tensor:
+    """Y and the products y_i y_j, i <= j, of rows `(rows, D)`; in memory, each has its own row."""
+    y = y.mT.contiguous()
+    d, rows = y.shape
+    t = y.new_empty(d + d * (d + 1) // 2, rows)
+    t[:d] = y
+    end = d
+    for i in range(d):
+        torch.mul(y[i:], y[i], out=t[end : (end := end + d - i)])
+    return t.mT
+
+
+def _symmetric(triangle: Tensor, d: int) -> Tensor:
+    """The matrices `(..., d, d)` of their entries (i, j), i <= j."""
+    i, j = torch.triu_indices(d, d)
+    matrix = triangle.new_empty(*triangle.shape[:-1], d, d)
+    matrix[..., i, j] = matrix[..., j, i] = triangle
+    return matrix
+
+
+def _natural(family: Any, loc: Tensor, tril: Tensor) -> tuple[Tensor, Tensor]:
+    """The natural parameters that belong to `_products`."""
+    (d,) = family.event
+    i, j = torch.triu_indices(d, d)
+    identity = torch.eye(d).to(tril).expand_as(tril)
+    root = torch.linalg.solve_triangular(tril / family.unit[:, None], identity, upper=False)
+    precision = root.mT @ root
+    shift = ((loc - family.center) / family.unit)[..., None]
+    products = -precision[..., i, j] * torch.where(i == j, 0.5, 1.0).to(precision)
+    a = 0.5 * (root @ shift).square().sum((-2, -1)) + d * HALF_LOG
+    a = a + tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    return torch.cat([(precision @ shift)[..., 0], products], -1), a
+
+
+def _table(x: Tensor, loc: Tensor, tril: Tensor) -> Tensor:
+    """Log N(x_i; mu_k, L_k L_k'), `(rows, *components)`: all rows whitened in one product."""
+    d = x.shape[-1]
+    identity = torch.eye(d).to(tril).expand_as(tril)
+    root = torch.linalg.solve_triangular(tril, identity, upper=False).flatten(0, -3)
+    about = loc.flatten(0, -2).mean(0)
+    white = ((x - about) @ root.flatten(0, 1).mT).unflatten(-1, (-1, d))
+    white = white - (root @ (loc.flatten(0, -2) - about)[..., None])[..., 0]
+    log_det = tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    square = white.square().sum(-1).unflatten(-1, log_det.shape)
+    return -0.5 * square - log_det - d * HALF_LOG
+
+
+def _at_floor(family: Any, tril: Tensor) -> Tensor:
+    scaled = tril / family.unit[:, None]
+    return torch.linalg.svdvals(scaled).amin(-1) <= 1.001 * family.floor

@@ -1,0 +1,153 @@
+"""A comparison on paper: the same rows of cells as text, Markdown, LaTeX and CSV, and a folder.
+
+What people read is rounded to what the standard errors leave; what programs read has all digits.
+The folder that `write_report` makes holds
+
+    comparison.md, .tex     the table with its notes; LaTeX needs the package booktabs
+    comparison.csv          its figures, one line a model
+    results.json            the same as a tree, with what was chosen and where the two best disagree
+    pointwise.csv           log p(x) of each test row under each model
+    disagreements.csv       the rows that the two best models disagree about most
+    comparison.png          the differences from the best
+    paired.png              the two best models, row by row
+"""
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich import box, table
+from rich.console import Console
+
+from pyrovae.errors import Error
+from pyrovae.files import json_text, write
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from pyrovae.evaluate import Comparison
+
+FILES = (
+    "comparison.md",
+    "comparison.tex",
+    "comparison.csv",
+    "results.json",
+    "pointwise.csv",
+    "disagreements.csv",
+    "comparison.png",
+    "paired.png",
+)
+"""What `write_report` can write."""
+
+LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    **{character: f"${character}$" for character in "<>|"},
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells under column heads; the first column is text, the others are figures.
+
+    Args:
+        columns: the heads.
+        rows: the cells of each row, as many as there are columns.
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+
+    def __str__(self) -> str:
+        grid = table.Table(*self.columns, box=box.SIMPLE_HEAD, pad_edge=False)
+        for column in grid.columns[1:]:
+            column.justify = "right"
+        for row in self.rows:
+            grid.add_row(*map(str, row))
+        width = Console(width=10_000, color_system=None).measure(grid).maximum
+        text = io.StringIO()
+        Console(file=text, width=width, color_system=None, markup=False).print(grid)
+        return "\n".join(filter(None, (line.rstrip() for line in text.getvalue().splitlines())))
+
+    def markdown(self) -> str:
+        """A table of GitHub's Markdown."""
+        rule = ["---"] + ["---:"] * (len(self.columns) - 1)
+        body = ([_markdown(cell) for cell in row] for row in (self.columns, *self.rows))
+        head, *rows = (f"| {' | '.join(row)} |\n" for row in body)
+        return "".join([head, f"| {' | '.join(rule)} |\n", *rows])
+
+    def latex(self) -> str:
+        """A tabular with the rules of the package booktabs."""
+        head, *rows = (
+            f"{' & '.join(_latex(cell) for cell in row)} \\\\\n"
+            for row in (self.columns, *self.rows)
+        )
+        spec = "l" + "r" * (len(self.columns) - 1)
+        return (
+            f"\\begin{{tabular}}{{{spec}}}\n\\toprule\n{head}\\midrule\n"
+            f"{''.join(rows)}\\bottomrule\n\\end{{tabular}}\n"
+        )
+
+    def csv(self) -> str:
+        """Comma-separated values, numbers with all their digits."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerows([self.columns, *self.rows])
+        return text.getvalue()
+
+
+def _markdown(cell: Any) -> str:
+    return re.sub(r"([\\`*_\[\]<>|~])", r"\\\1", str(cell))
+
+
+def _latex(cell: Any) -> str:
+    escaped = "".join(LATEX.get(character, character) for character in str(cell))
+    return re.sub(r"^-(?=\d|inf)", "$-$", escaped)
+
+
+def commented(notes: Iterable[str]) -> str:
+    """Notes as comments of LaTeX, for the caption."""
+    return "".join(f"% {note}\n" for note in notes)
+
+
+def write_report(comparison: "Comparison", folder: Path | str) -> None:
+    """Write a comparison to a folder, in all forms; see the top of `pyrovae.report`.
+
+    What needs two models is left out where there is one.
+
+    Args:
+        comparison: what `compare` gives.
+        folder: made if it is not there; files of these names are replaced.
+
+    Raises:
+        Error: the folder cannot be written.
+    """
+    from pyrovae import plots
+
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as failure:
+        raise Error(f"'{folder}' cannot be made: {failure.strerror}") from None
+    write(folder / "comparison.md", comparison.to_markdown())
+    write(folder / "comparison.tex", comparison.to_latex())
+    write(folder / "comparison.csv", comparison.to_csv())
+    write(folder / "results.json", json_text(comparison.summary()))
+    write(folder / "pointwise.csv", comparison.pointwise().csv())
+    if len(comparison.entries) > 1:
+        write(folder / "disagreements.csv", comparison.disagreements().table().csv())
+        write(folder / "comparison.png", _png(plots.comparison(comparison)))
+        write(folder / "paired.png", _png(plots.paired(comparison)))
+
+
+def _png(axes: "Axes") -> bytes:
+    content = io.BytesIO()
+    axes.figure.savefig(content, format="png", dpi=150)
+    return content.getvalue()
