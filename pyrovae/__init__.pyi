@@ -1,12 +1,14 @@
-from . import families, models, networks, objectives, plots, priors, transforms
+from . import arviz, families, models, networks, objectives, plots, priors, transforms
 from .batch import Batch
 from .catalogue import roles
+from .clustering import Clusters, cluster_latents
 from .data import Data, load
 from .errors import Error
 from .evaluate import (
     Comparison,
     Imputations,
     LogLikelihood,
+    Seeds,
     compare,
     impute,
     latents,
@@ -19,25 +21,30 @@ from .fitting import FitError, History, fit
 from .models import (
     VAE,
     ConditionalVAE,
+    FactorAnalysis,
     HierarchicalVAE,
     Mixture,
     Model,
     Pair,
+    ProbabilisticPCA,
     SemiSupervisedVAE,
     Stochastic,
     Transformed,
 )
 from .proposal import Proposal, propose
 from .refitting import refit_prior
+from .report import write_report
 from .runs import open_run, save
 
 __all__ = [
     "VAE",
     "Batch",
+    "Clusters",
     "Comparison",
     "ConditionalVAE",
     "Data",
     "Error",
+    "FactorAnalysis",
     "FitError",
     "HierarchicalVAE",
     "History",
@@ -46,10 +53,14 @@ __all__ = [
     "Mixture",
     "Model",
     "Pair",
+    "ProbabilisticPCA",
     "Proposal",
+    "Seeds",
     "SemiSupervisedVAE",
     "Stochastic",
     "Transformed",
+    "arviz",
+    "cluster_latents",
     "compare",
     "families",
     "fit",
@@ -71,4 +82,5 @@ __all__ = [
     "save",
     "select",
     "transforms",
+    "write_report",
 ]

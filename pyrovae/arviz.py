@@ -1,9 +1,8 @@
-r"""Comparisons for ArviZ, at the edge: what it calls elpd is \sum_i log p(x_i) of rows x_i that are
-new to the model.
+r"""Comparisons for ArviZ, at the edge of the package.
 
-Test rows are new, so nothing has to be left out. (With log p(x | z) of a latent of the row's own,
-leave-one-out would not make them new either.) The weights of stacking make the mixture of models
-that explains the test rows best,
+Its elpd is \sum_i log p(x_i) over rows x_i new to the model. Test rows are, so nothing has to
+be left out. (With log p(x | z) of a latent of the row's own, leave-one-out would not make them
+new.) The weights of stacking make the mixture of models that explains the test rows best,
 
     max_w \sum_i log \sum_k w_k p_k(x_i),   w_k >= 0,   \sum_k w_k = 1
 
@@ -21,14 +20,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pyrovae.evaluate.comparison import Comparison, Entry
-from pyrovae.evaluate.likelihood import LogLikelihood
+from pyrovae.evaluate import Comparison, Entry, LogLikelihood
 from pyrovae.part import validated
 
 if TYPE_CHECKING:
     from arviz_plots import PlotCollection
     from arviz_stats import ELPDData
-    from pandas import DataFrame
 
 Method = Literal["stacking", "bb-pseudo-bma", "pseudo-bma"]
 
@@ -42,11 +39,8 @@ def held_out_elpd(result: LogLikelihood | Entry) -> "ELPDData":
     Args:
         result: what `log_likelihood` gives, or a model in a comparison.
     """
-    from arviz_base import ndarray_to_dataarray
-
     if isinstance(result, Entry):
         result = result.result
-    rows = {"dims": ["row"], "sample_dims": []}
     values = {
         "kind": "held-out",
         "elpd": len(result.value) * result.mean,
@@ -57,11 +51,17 @@ def held_out_elpd(result: LogLikelihood | Entry) -> "ELPDData":
         "scale": "log",
         "warning": bool((result.khat > result.threshold).any()),
         "good_k": result.threshold,
-        "elpd_i": ndarray_to_dataarray(result.value, "elpd_i", **rows),
-        "pareto_k": ndarray_to_dataarray(result.khat, "pareto_k", **rows),
+        "elpd_i": _by_row(result.value),
+        "pareto_k": _by_row(result.khat),
     }
     known = {field.name for field in fields(_held_out())}
     return _held_out()(**{name: value for name, value in values.items() if name in known})
+
+
+def _by_row(values: NDArray[np.float64]) -> Any:
+    from arviz_base import ndarray_to_dataarray
+
+    return ndarray_to_dataarray(values, "row", dims=["row"], sample_dims=[])
 
 
 @functools.cache
@@ -73,8 +73,8 @@ def _held_out() -> Any:
 
 
 @validated
-def compare(comparison: Comparison, *, method: Method = "stacking") -> "DataFrame":
-    """The table of `arviz_stats.compare`, the same with all its versions and not rounded.
+def compare(comparison: Comparison, *, method: Method = "stacking") -> Any:
+    """The data frame of `arviz_stats.compare`, the same with all its versions and not rounded.
 
     Args:
         comparison: what `pyrovae.compare` gives.
@@ -89,24 +89,27 @@ def compare(comparison: Comparison, *, method: Method = "stacking") -> "DataFram
     log_p = np.maximum(log_p - np.maximum(log_p.max(0), np.finfo(float).min), -600)
     elpds = {entry.name: held_out_elpd(entry) for entry in comparison.entries}
     for elpd, moved in zip(elpds.values(), log_p, strict=True):
-        elpd["elpd_i"] = elpd["elpd_i"].copy(data=moved)
+        elpd["elpd_i"] = _by_row(moved)
     rounds = "round_to" in inspect.signature(arviz_stats.compare).parameters
     options = {"round_to": "none"} if rounds else {}
-    table = arviz_stats.compare(elpds, method=method, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of pandas, in ArviZ
+        table = arviz_stats.compare(elpds, method=method, **options)
     if method == "stacking":
-        table.loc[list(elpds), "weight"] = _settled(table.loc[list(elpds), "weight"], log_p.T)
+        found = table.loc[list(elpds), "weight"].to_numpy()
+        table.loc[list(elpds), "weight"] = _settled(found, np.exp(log_p.T))
     for entry in comparison.entries:
         paired = np.array([entry.difference, entry.difference_se]) * log_p.shape[1]
         table.loc[entry.name, ["elpd_diff", "dse"]] = paired
     return table
 
 
-def _settled(w: Any, log_p: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Weights after some EM, log_p being `(rows, models)`.
+def _settled(w: NDArray[np.float64], p: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Weights after some EM, p being `(rows, models)`.
 
     ArviZ's optimiser can stop early where few rows decide, which is where EM is fast.
     """
-    w, p = np.maximum(w, 1e-6), np.exp(log_p)
+    w = np.maximum(w, 1e-6)
     for _ in range(300):
         w = w * (p.T @ (1 / (p @ w))) / len(p)
     return w
@@ -121,7 +124,7 @@ def weights(comparison: Comparison, *, method: Method = "stacking") -> dict[str,
         method: `stacking`, or the weights of pseudo-BMA, with or without the Bayesian bootstrap.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # ArviZ warns of choices among many models
+        warnings.simplefilter("ignore", UserWarning)  # of a choice among many models
         column = compare(comparison, method=method)["weight"]
     return {entry.name: float(column[entry.name]) for entry in comparison.entries}
 

@@ -1,8 +1,12 @@
 """The command line: each command is a thin layer over a function, imported when it is needed."""
 
+import functools
 import sys
+from collections.abc import Callable
+from enum import StrEnum
+from operator import methodcaller
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -38,6 +42,15 @@ Imports = Annotated[
     typer.Option("--import", metavar="MODULE", help="Import a module with parts of your own."),
 ]
 
+Form = StrEnum("Form", ["table", "markdown", "latex", "csv", "json"])
+FORMS: dict[Form, Callable[[Any], str]] = {
+    Form.table: str,
+    Form.markdown: methodcaller("to_markdown"),
+    Form.latex: methodcaller("to_latex"),
+    Form.csv: methodcaller("to_csv"),
+    Form.json: methodcaller("to_json"),
+}
+
 
 @app.command()
 def fit(spec: SpecFile, changes: Changes = None, out: Out = None, force: Force = False) -> None:
@@ -70,15 +83,29 @@ def evaluate(run: RunFolder, changes: Changes = None, imports: Imports = None) -
 
 @app.command()
 def compare(
-    spec: SpecFile, changes: Changes = None, out: Out = None, force: Force = False
+    spec: SpecFile,
+    changes: Changes = None,
+    out: Out = None,
+    force: Force = False,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="How often to fit each model, as in the spec.")
+    ] = None,
+    processes: Annotated[int, typer.Option(min=1, help="How many fits at a time.")] = 1,
+    form: Annotated[
+        Form,
+        typer.Option("--format", help="What to print; other than the table, it stands alone."),
+    ] = Form.table,
 ) -> None:
     """Fit the models of a spec, reusing finished runs, and compare them on the test rows."""
     from pyrovae.experiment import compare_spec
     from pyrovae.specs import read_spec
 
+    asked = read_spec(spec, [*(changes or ()), *([f"seeds={seeds}"] if seeds else [])])
     folder = out or Path("runs") / spec.stem
-    typer.echo(str(compare_spec(read_spec(spec, changes or ()), folder, force, typer.echo)))
-    typer.echo(f"saved in {folder}")
+    say = functools.partial(typer.echo, err=form is not Form.table)
+    comparison = compare_spec(asked, folder, force, say, processes)
+    typer.echo(FORMS[form](comparison).rstrip("\n"))
+    say(f"saved in {folder}")
 
 
 @app.command()
@@ -105,6 +132,38 @@ def sample(
     import_modules(imports or (), Path())
     path = out or run / "samples.npy"
     sample_run(open_run(run), rows, seed, path, force, typer.echo)
+
+
+@app.command()
+def cluster(
+    run: RunFolder,
+    components: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=1, help="How many, 10 unless given; repeated, the validation rows choose."
+        ),
+    ] = None,
+    family: Annotated[str, typer.Option(help="Of the clusters.")] = "multivariate-normal",
+    site: Annotated[str | None, typer.Option(help="The latent, where there are several.")] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="Classes to compare with; those of the run's data."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draws and of EM.")] = 0,
+    changes: Changes = None,
+    imports: Imports = None,
+) -> None:
+    """Cluster the test rows of a run by their latents: a mixture of z, not of rows."""
+    from pyrovae.experiment import cluster_run
+    from pyrovae.runs import open_run
+    from pyrovae.specs import changed, import_modules
+
+    import_modules(imports or (), Path())
+    found = changed(open_run(run), changes or ())
+    clusters = cluster_run(
+        found, labels, components=components or [10], family=family, site=site, seed=seed
+    )
+    typer.echo(f"{clusters}\nsaved in {run / 'clusters.csv'}")
 
 
 @app.command(name="list")

@@ -2,131 +2,47 @@
 
 Everything that can be refused is refused before the first step: data are loaded, every model and
 every candidate of a choice is built and shown the data, and folders are looked at. Only then is
-anything fitted.
+anything fitted. Finished runs of the same spec are reused, so that a comparison that was stopped
+goes on with what is missing.
 """
 
 import functools
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import tomli_w
 import torch
 
-from pyrovae.batch import Batch, as_batch
+from pyrovae.batch import Batch
+from pyrovae.clustering import Clusters, class_names, cluster_latents
 from pyrovae.data import Data, load
 from pyrovae.errors import Error
-from pyrovae.evaluate import Comparison, LogLikelihood, log_likelihood, select
-from pyrovae.evaluate.comparison import ranked, refuse_incomparable, refuse_shared
-from pyrovae.files import json_text, write
-from pyrovae.fitting import FitError, History, check_rows, fit, refuse
-from pyrovae.models import Model
+from pyrovae.evaluate import Comparison, LogLikelihood, log_likelihood
+from pyrovae.evaluate.comparison import ranked
+from pyrovae.files import write
+from pyrovae.fitting import check_rows
+from pyrovae.parallel import fitted
 from pyrovae.part import check, keywords
-from pyrovae.place import destination, seeded
+from pyrovae.plans import Plan, planned, refuse_plans
 from pyrovae.proposal import propose, settled
+from pyrovae.report import FILES, write_report
 from pyrovae.runs import (
     Run,
     is_run,
     open_run,
     refuse_existing,
     refuse_uncreatable,
-    save,
     write_samples,
 )
-from pyrovae.specs import Spec, build, candidates
+from pyrovae.specs import Spec
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True, eq=False)
-class Plan:
-    """A model of a spec, ready to be fitted.
-
-    Args:
-        name: in the spec.
-        table: all that the fit depends on.
-        models: the candidates with what was decided for each; one where there is no choice.
-        data: to fit and to judge.
-    """
-
-    name: str
-    table: dict[str, Any]
-    models: list[tuple[str, Model]]
-    data: Data
-
-    def fit(self, folder: Path, force: bool = False) -> Run:
-        """Fit all candidates, choose on the validation rows, save.
-
-        Raises:
-            FitError: a fit failed; the last good weights are saved, with `failed` in results.json.
-        """
-        histories = []
-        for _, model in self.models:
-            try:
-                train, validation = self.data.train, self.data.validation
-                histories.append(fit(model, train, validation, **self.table["train"]))
-            except FitError as error:
-                if error.history.epochs and not folder.exists():
-                    self._save(folder, model, error.history, {"failed": str(error)}, force)
-                    raise FitError(f"{error}, saved in '{folder}'", error.history) from None
-                raise
-        best, tried = 0, []
-        if len(self.models) > 1:
-            options = {
-                k: v for k, v in self.table["evaluate"].items() if k in ("particles", "seed")
-            }
-            models = [model for _, model in self.models]
-            best, means = select(models, self.data.validation, **options)
-            labels = (label for label, _ in self.models)
-            tried = [{"choice": c, "validation": v} for c, v in zip(labels, means, strict=True)]
-        results = {
-            "seconds": sum(history.seconds for history in histories),
-            "chosen": self.models[best][0],
-            "tried": tried,
-        }
-        return self._save(folder, self.models[best][1], histories[best], results, force)
-
-    def _save(
-        self, folder: Path, model: Model, history: History, results: dict[str, Any], force: bool
-    ) -> Run:
-        spec = {key: value for key, value in self.table.items() if key != "model"}
-        whole = {
-            "seed": self.table["train"].get("seed", 0),
-            "request": self.request(),
-            "fingerprint": self.data.fingerprint,
-            "parameters": model.parameter_count,
-            "epochs": len(history.epochs),
-            "best": history.best,
-            "stopped": history.stopped,
-        }
-        return save(model, folder, history, spec, whole | results, force)
-
-    def request(self) -> dict[str, Any]:
-        """What the fit depends on; the evaluation does not belong to it."""
-        return {key: value for key, value in self.table.items() if key != "evaluate"}
-
-
-def plan(spec: Spec, data: Data) -> dict[str, Plan]:
-    """Every model of a spec, built and shown the data.
-
-    Raises:
-        Error: a model that cannot be built, data that it cannot have generated, a choice without
-            validation rows, models that cannot be compared.
-    """
-    built = {name: _candidates(spec, name, data) for name in spec.models}
-    refuse_incomparable(_named(built))
-    plans = {}
-    for name, models in built.items():
-        if len(models) > 1 and data.validation is None:
-            raise Error("a choice is made on validation rows: data.validation is 0", _path(name))
-        accepted = [(label, _accepted(spec, name, model, data)) for label, model in models]
-        plans[name] = Plan(name, spec.table(name), accepted, data)
-    ready = _named({name: item.models for name, item in plans.items()})
-    refuse_incomparable(ready)
-    refuse_shared(ready)
-    return plans
 
 
 def _settled(spec: Spec, data: Data, say: Say) -> Spec:
@@ -139,53 +55,23 @@ def _settled(spec: Spec, data: Data, say: Say) -> Spec:
         return proposal.columns
 
     models = {
-        name: settled(table, data.columns, proposed, _path(name))
+        name: settled(table, data.columns, proposed, spec.paths[name])
         for name, table in spec.models.items()
     }
     return replace(spec, models=models)
 
 
-def _named(models: dict[str, list[tuple[str, Model]]]) -> dict[str, Model]:
-    return {f"{name} {label}".strip(): m for name, list_ in models.items() for label, m in list_}
-
-
-def _path(name: str) -> str:
-    return name if name == "model" else f"models.{name}"
-
-
-def _candidates(spec: Spec, name: str, data: Data) -> list[tuple[str, Model]]:
-    """The models that a table declares, each with what was decided for it."""
-    models = []
-    for label, table in candidates(spec.models[name], _path(name)):
-        with seeded(spec.train[name].get("seed", 0)):
-            models.append((label, build(table, data.declares, _path(name))))
-    return models
-
-
-def _accepted(spec: Spec, name: str, model: Model, data: Data) -> Model:
-    """The model on the raw scale, after all that could be refused has been looked at."""
-    settings = check(keywords(fit), spec.train[name], "train")
-    try:
-        with seeded(settings["seed"]):
-            destination(model, settings["device"])
-            model, train = data.wrap(model), as_batch(data.train)
-            method, size = settings["method"] or model.method, settings["batch_size"]
-            refuse(model, train, data.validation, method, size, settings["patience"])
-            check_rows(model, data.test, "test")
-    except Error as error:
-        raise error.under(_path(name)) from None
-    return model
-
-
 def fit_spec(spec: Spec, folder: Path, force: bool, say: Say) -> Run:
     """Fit the one model of a spec."""
-    if "model" not in spec.models:
-        raise Error(
-            f"'{spec.name}' has several models: use pyrovae compare, or keep one as [model]"
-        )
+    if "model" not in spec.models or spec.seeds > 1:
+        what = "several seeds" if "model" in spec.models else "several models"
+        raise Error(f"'{spec.name}' has {what}: use pyrovae compare, or keep one as [model]")
     refuse_existing(folder, force)
     data = spec.load()
-    run = plan(_settled(spec, data, say), data)["model"].fit(folder, force)
+    spec = _settled(spec, data, say)
+    plan = Plan("model", "model", spec.table("model"), folder, data)
+    refuse_plans({"model": [plan]})
+    run = plan.fit(force)
     say(
         f"{spec.models['model']['kind']}: {run.results['stopped']} "
         f"after {run.results['epochs']} epochs, {run.results['seconds']:.1f} s"
@@ -203,8 +89,7 @@ def evaluate_run(
         data: its data, where they are already loaded.
         settings: instead of the run's own [evaluate].
     """
-    if "failed" in run.results:
-        raise Error(f"the fit in '{run.folder}' failed: {run.results['failed']}")
+    _refuse_failed(run)
     data = data or _data_of(run)
     table = run.spec.get("evaluate", {}) if settings is None else settings
     settings = check(keywords(log_likelihood), table, "evaluate")
@@ -213,6 +98,32 @@ def evaluate_run(
     how = {"data": run.spec.get("data", {}), "evaluate": table}
     run.record(log_likelihood=result.summary(), evaluated=how)
     return result
+
+
+def cluster_run(run: Run, labels: str | None = None, **settings: Any) -> Clusters:
+    """Clusters of the latents of a run's test rows, written to clusters.csv and results.json.
+
+    Args:
+        run: the run.
+        labels: the column of the classes to compare with; the labels of the run unless given.
+        settings: of `cluster_latents`.
+    """
+    _refuse_failed(run)
+    data, known = _data_of(run), None
+    if labels is not None:
+        table = run.spec.get("data", {}) | {"labels": labels}
+        other = load(**check(keywords(load), table, "data"))
+        known = class_names(other.test, other.classes)
+    clusters = cluster_latents(run.model, data, labels=known, **settings)
+    write(run.folder / "clusters.csv", clusters.table().csv())
+    asked = {"settings": settings | {"labels": labels}}
+    run.record(clusters_of_latents=clusters.summary() | asked)
+    return clusters
+
+
+def _refuse_failed(run: Run) -> None:
+    if "failed" in run.results:
+        raise Error(f"the fit in '{run.folder}' failed: {run.results['failed']}")
 
 
 def _data_of(run: Run) -> Data:
@@ -238,74 +149,124 @@ def sample_run(run: Run, rows: int, seed: int, path: Path, force: bool, say: Say
     say(f"{rows} rows in {path}" + (f", given the {given[0]} of the test rows" if given else ""))
 
 
-def compare_spec(spec: Spec, folder: Path, force: bool, say: Say) -> Comparison:
-    """Compare the models of a spec on the test rows; finished runs of the same spec are reused."""
+def compare_spec(
+    spec: Spec, folder: Path, force: bool, say: Say, processes: int = 1
+) -> Comparison:
+    """Compare the models of a spec on the test rows; finished runs of the same spec are reused.
+
+    Args:
+        spec: of one or several models.
+        folder: for the comparison, with a folder for each run.
+        force: fit again what is finished.
+        say: told what happens.
+        processes: how many fits at a time, each in a process of its own unless it is one.
+
+    Raises:
+        Error: nothing was fitted, if something can be refused; or all was that can be.
+    """
     _comparison_folder(folder)
     data = spec.load()
     spec = _settled(spec, data, say)
-    plans = plan(spec, data)
-    finished = {name: _finished(item, folder / name, force) for name, item in plans.items()}
-    runs = {}
-    for name, item in plans.items():
-        runs[name] = finished[name] or item.fit(folder / name, force=True)
-        verb = (
-            "reused, its spec is unchanged"
-            if finished[name]
-            else f"fitted in {runs[name].results['seconds']:.1f} s"
-        )
-        say(f"{name}: {verb} ({folder / name})")
-    results = {name: evaluate_run(run, data, spec.evaluate) for name, run in runs.items()}
+    plans = planned(spec, data, folder)
+    runs = _runs([plan for fits in plans.values() for plan in fits], spec, force, say, processes)
+    of_seeds = {name: [runs[plan.folder] for plan in fits] for name, fits in plans.items()}
     comparison = ranked(
-        {name: run.model for name, run in runs.items()},
-        results,
-        {name: run.results["seconds"] for name, run in runs.items()},
-        {name: text for name, run in runs.items() if (text := _choice(run))},
+        {name: [run.model for run in fits] for name, fits in of_seeds.items()},
+        {
+            name: [evaluate_run(run, data, spec.evaluate) for run in fits]
+            for name, fits in of_seeds.items()
+        },
+        {name: fmean(run.results["seconds"] for run in fits) for name, fits in of_seeds.items()},
+        {name: text for name, fits in of_seeds.items() if (text := _choice(fits))},
     )
-    models = {name: spec.models[name] | {"train": spec.train[name]} for name in runs}
-    tree = {"import": list(spec.imports), "data": spec.data, "evaluate": spec.evaluate}
-    write(folder / "results.json", json_text(comparison.summary()))
-    write(folder / "spec.toml", tomli_w.dumps(tree | {"models": models}))
+    write_report(comparison, folder)
+    models = {name: table | {"train": spec.train[name]} for name, table in spec.models.items()}
+    tree = {"import": list(spec.imports), "seeds": spec.seeds, "data": spec.data}
+    whole = tree | {"evaluate": spec.evaluate, "models": models}
+    write(folder / "spec.toml", tomli_w.dumps(whole))
     return comparison
 
 
+def _runs(
+    plans: Iterable[Plan], spec: Spec, force: bool, say: Say, processes: int
+) -> dict[Path, Run]:
+    """The run of every plan by its folder, those that are finished reused.
+
+    Raises:
+        Error: some fits failed; the others are finished.
+    """
+    found = {plan: _finished(plan, force) for plan in plans}
+    runs = {plan.folder: run for plan, run in found.items() if run}
+    failures = []
+    for plan, run in found.items():
+        if run:
+            say(f"{plan.title}: reused, its spec is unchanged ({plan.folder})")
+    missing = [plan for plan, run in found.items() if not run]
+    with closing(fitted(missing, processes, spec.folder)) as outcomes:
+        for plan, outcome in outcomes:
+            if isinstance(outcome, Error):
+                say(f"{plan.title}: failed")
+                failures.append(f"'{plan.title}': {outcome}")
+            else:
+                runs[plan.folder] = outcome
+                took = f"{outcome.results['seconds']:.1f} s"
+                say(f"{plan.title}: fitted in {took} ({plan.folder})")
+    if failures:
+        finished = f"; {len(runs)} of {len(found)} runs are finished" if runs else ""
+        raise Error("; ".join(failures) + finished)
+    return runs
+
+
 def _comparison_folder(folder: Path) -> None:
-    """Refuse a folder for a comparison that holds anything else."""
+    """Refuse a folder for a comparison that holds anything else, drafts of files aside."""
     if is_run(folder):
         raise Error(f"'{folder}' is the run of one model: name another folder with --out")
     refuse_uncreatable(folder)
     if not folder.exists():
         return
-    written = {"results.json"} | ({"spec.toml"} if (folder / "results.json").exists() else set())
-    if others := [p for p in sorted(folder.iterdir()) if p.name not in written and not is_run(p)]:
-        raise Error(f"'{folder}' holds '{others[0].name}', no run: name another folder with --out")
+    written = {*FILES, *(["spec.toml"] if (folder / "results.json").exists() else [])}
+    for path in sorted(folder.iterdir()):
+        if not (path.name in written or path.name.startswith(".") or is_run(path)):
+            raise Error(f"'{folder}' holds '{path.name}', no run: name another folder with --out")
 
 
-def _choice(run: Run) -> str:
-    tried = ", ".join(f"{t['choice']}: {t['validation']:.2f}" for t in run.results["tried"])
-    return (
-        f"{run.results['chosen']} chosen by log p(x) on the validation rows ({tried})"
-        if tried
-        else ""
+def _choice(runs: Sequence[Run]) -> str:
+    """What was tried and taken, in words; of several seeds each makes a choice of its own."""
+    tried: dict[str, list[float]] = {}
+    for run in runs:
+        for candidate in run.results["tried"]:
+            tried.setdefault(candidate["choice"], []).append(candidate["validation"])
+    if not tried:
+        return ""
+    means = {choice: fmean(values) for choice, values in tried.items()}
+    order = sorted(means, key=lambda choice: -means[choice])
+    shown = "; ".join(f"{choice}: {means[choice]:.2f}" for choice in order)
+    taken = Counter(run.results["chosen"] for run in runs)
+    what = " and ".join(
+        choice if len(taken) == 1 else f"{choice} with {count} of {len(runs)} seeds"
+        for choice, count in taken.most_common()
     )
+    over = ", means over seeds" if len(runs) > 1 else ""
+    return f"{what} chosen by log p(x) on the validation rows ({shown}{over})"
 
 
-def _finished(item: Plan, folder: Path, force: bool) -> Run | None:
+def _finished(plan: Plan, force: bool) -> Run | None:
     """The run of an unchanged plan, if there is one.
 
     Raises:
         Error: a run of something else is in the way.
     """
-    if force or not folder.exists():
+    if force or not plan.folder.exists():
         return None
-    run = open_run(folder)
+    run = open_run(plan.folder)
     if "failed" in run.results:
         return None
-    changed = sorted(_differences(run.results.get("request"), item.request()))
-    if run.results.get("fingerprint") != item.data.fingerprint:
+    changed = sorted(_differences(run.results.get("request"), plan.request()))
+    if run.results.get("fingerprint") != plan.data.fingerprint:
         changed.append("the data themselves")
     if changed:
         raise Error(
-            f"'{folder}' was fitted with another spec ({'; '.join(changed)}): "
+            f"'{plan.folder}' was fitted with another spec ({'; '.join(changed)}): "
             "fit again with --force, or name another folder with --out"
         )
     return run

@@ -1,9 +1,9 @@
 """Fitting: one function over the generators of epochs.
 
 `fit` places data and model, starts the model at the data, runs `svi`, `em` or `online_em`, watches
-the validation rows and returns the history. The bound on rows that were not trained on estimates how
-good the model is for new ones; it rises, and falls again once the model learns its training rows
-by heart, so SVI ends at the weights where it was highest. EM ends where the likelihood stands
+the validation rows and returns the history. The bound on rows that were not trained on estimates
+how good the model is for new ones; it rises, and falls again once the model learns its training
+rows by heart, so SVI ends at the weights where it was highest. EM ends where the likelihood stands
 still: a mixture's complexity is chosen by its number of components.
 
 Nothing outlives a fit: Pyro's parameter store and torch's random numbers are afterwards as they
@@ -270,7 +270,7 @@ def refuse(
         Error: rows that the model cannot have generated, too few of them, a method that the model
             has not, early stopping without validation rows.
     """
-    model.refuse_training()
+    model.refuse_training(method)
     for name, batch in (("train", train), ("validation", validation)):
         if batch is not None:
             check_rows(model, batch, name)

@@ -161,7 +161,7 @@ def em(
     runs, began, repairs = runs or model, time.perf_counter(), 0
     batches = rows if not hasattr(rows, "to") else [as_batch(rows)]
     count = sum(len(batch) for batch in batches)
-    before = torch.tensor(-torch.inf, dtype=torch.float64)
+    before = value = torch.tensor(-torch.inf, dtype=torch.float64)
     old: dict[str, Tensor] = {}
     for index in range(epochs):
         statistics, value = _risen(runs, batches, before, old)
@@ -170,7 +170,7 @@ def em(
             raise Error(
                 f"the fit failed in iteration {index}: the training likelihood became {log_prob}"
             )
-        still = tolerance > 0 and ((value - before) / count < tolerance).all()
+        still = tolerance > 0 and ((value - before).abs() / count < tolerance).all()
         if still and repairs < REPAIRS and runs.repair(next(iter(batches)), statistics):
             still, repairs = False, repairs + 1
             statistics, value = _risen(runs, batches, before, {})
@@ -182,8 +182,9 @@ def em(
         if still:
             break
         before = value
-    if runs is not model:
-        model.choose(runs, int(_all(runs, batches).log_prob.argmax()))
+    if old or runs is not model:
+        _, value = _risen(runs, batches, value, old)
+        model.choose(runs, int(value.argmax()))
 
 
 def online_em(
@@ -232,20 +233,21 @@ def _all(model: Model, batches: Iterable[Batch]) -> Statistics:
     return functools.reduce(operator.add, (model.expect(batch) for batch in batches))
 
 
+@torch.no_grad()
 def _risen(
     runs: Model, batches: Iterable[Batch], before: Tensor, old: dict[str, Tensor]
 ) -> tuple[Statistics, Tensor]:
     """The statistics, and the objective of each run, after steps that lowered it were halved."""
     for _ in range(HALVINGS):
         statistics = _all(runs, batches)
-        value = statistics.log_prob + runs.log_prior()
-        fallen = ~(value >= before)
+        value = statistics.log_prob + runs.log_prior(statistics.n.sum(-1))
+        rounding = 10 * torch.finfo(statistics.n.dtype).eps * before.abs()
+        fallen = ~(value >= before - rounding)
         if not old or not fallen.any():
             break
-        for name, tensor in runs.state_dict().items():
-            if name in old and tensor.is_floating_point():
-                mask = fallen.reshape(*fallen.shape, *[1] * (tensor.dim() - fallen.dim()))
-                tensor.copy_(torch.where(mask, 0.5 * (tensor + old[name]), tensor))
+        for name, parameter in runs.named_parameters():
+            mask = fallen.reshape(*fallen.shape, *[1] * (parameter.dim() - fallen.dim()))
+            parameter.copy_(torch.where(mask, 0.5 * (parameter + old[name]), parameter))
     return statistics, value
 
 
@@ -303,12 +305,11 @@ def _culprit(model: Model, engine: SVI, rows: Rows, batch_size: int) -> str:
     for step, batch in enumerate(_batches(rows, batch_size)):
         before = Snapshot(model, engine.optim)
         try:
-            good = _finite(engine.step(batch), *model.parameters())
+            if not _finite(engine.step(batch), *model.parameters()):
+                before.restore()
+                return f"step {step}: {_blame(model, engine, batch)}"
         except (RuntimeError, ValueError) as failure:
             return f"step {step}: {brief(failure)}"
-        if not good:
-            before.restore()
-            return f"step {step}: {_blame(model, engine, batch)}"
     return "in a step that cannot be repeated, as its random numbers are not torch's"
 
 

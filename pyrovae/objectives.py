@@ -75,6 +75,45 @@ class MeanFieldELBO(Objective):
         )
 
 
+class MarginalLikelihood(Objective):
+    """log p(x) itself, all latents summed out of the model; the guide takes no part.
+
+    For latents of few states. As the gradient of `ELBO` with the exact posterior as guide, by
+    Fisher's identity, so a mixture can be fitted by either.
+    """
+
+    def build(self, enumerates: bool = False) -> pyro.infer.ELBO:
+        if not enumerates:
+            raise Error(
+                "marginal-likelihood sums over discrete latents, and the model has none of few "
+                "states: use elbo",
+                "objective",
+            )
+        return _Marginal(max_plate_nesting=1)
+
+
+class _Marginal(pyro.infer.TraceEnum_ELBO):
+    """Pyro's estimator with the model enumerated and nothing left to guide."""
+
+    def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Any:
+        summed = pyro.infer.config_enumerate(model, default="parallel")
+        return super().differentiable_loss(summed, _unguided, *args, **kwargs)
+
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
+        traces = super()._get_trace(model, guide, args, kwargs)
+        for name, site in traces[0].nodes.items():
+            latent = site["type"] == "sample" and not site["is_observed"]
+            if latent and not site_is_subsample(site) and "_enumerate_dim" not in site["infer"]:
+                raise Error(
+                    f"marginal-likelihood cannot sum over '{name}', which is continuous: use elbo"
+                )
+        return traces
+
+
+def _unguided(*_: Any) -> None:
+    """A guide of nothing."""
+
+
 class _Reparameterised(pyro.infer.TraceMeanField_ELBO):
     """Pyro's estimator, which has no gradient for draws that are not reparameterised."""
 

@@ -36,9 +36,16 @@ def history(history: "History", ax: "Axes | None" = None) -> "Axes":
 
 
 def comparison(comparison: "Comparison", ax: "Axes | None" = None) -> "Axes":
-    """Each model's paired difference from the best with two standard errors; bounds are open."""
+    """Each model's paired difference from the best with two standard errors; bounds are open.
+
+    Where a model was fitted from several seeds, each fit is a small cross.
+    """
     ax = _axes(ax)
+    best = comparison.entries[0].result.mean
     for height, entry in enumerate(reversed(comparison.entries)):
+        if len(entry.results) > 1:
+            means = [result.mean - best for result in entry.results]
+            ax.plot(means, [height] * len(means), "x", color="grey", markersize=4)
         face = "C0" if entry.result.exact else "white"
         ax.errorbar(
             entry.difference,
@@ -53,6 +60,42 @@ def comparison(comparison: "Comparison", ax: "Axes | None" = None) -> "Axes":
         range(len(comparison.entries)), [entry.name for entry in reversed(comparison.entries)]
     )
     ax.set(xlabel="difference in log p(x) from the best, nats per row")
+    return ax
+
+
+def paired(
+    comparison: "Comparison",
+    a: str | None = None,
+    b: str | None = None,
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """Two models row by row: the difference in log p(x) against the mean of both.
+
+    The five rows with the largest difference are marked by their index.
+
+    Args:
+        comparison: what `compare` gives.
+        a: the name of a model; the best unless given.
+        b: of another; the best but one unless given.
+        ax: where to draw.
+    """
+    ax = _axes(ax)
+    one, other = comparison.pair(a, b)
+    centre = (one.result.value + other.result.value) / 2
+    d = one.result.value - other.result.value
+    for entry, better, color in ((one, d > 0, "C0"), (other, d < 0, "C1")):
+        label = f"better under {entry.name}: {better.mean():.0%} of rows"
+        ax.plot(centre[better], d[better], ".", color=color, label=label)
+    ax.axhline(0, color="grey", linewidth=0.8)
+    ax.axhline(d.mean(), color="grey", linewidth=0.8, linestyle="--", label="mean difference")
+    for found in comparison.disagreements(5, one.name, other.name).rows:
+        point = (centre[found.row], found.difference)
+        ax.annotate(str(found.row), point, (3, 3), textcoords="offset points", fontsize="small")
+    ax.set(
+        xlabel="mean log p(x) of both, nats",
+        ylabel=f"log p(x), {one.name} minus {other.name}, nats",
+    )
+    ax.legend()
     return ax
 
 

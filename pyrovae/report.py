@@ -5,7 +5,7 @@ The folder that `write_report` makes holds
 
     comparison.md, .tex     the table with its notes; LaTeX needs the package booktabs
     comparison.csv          its figures, one line a model
-    results.json            the same as a tree, with what was chosen and where the two best disagree
+    results.json            the same as a tree, what was chosen, where the two best disagree
     pointwise.csv           log p(x) of each test row under each model
     disagreements.csv       the rows that the two best models disagree about most
     comparison.png          the differences from the best
@@ -15,8 +15,10 @@ The folder that `write_report` makes holds
 import csv
 import io
 import re
-from collections.abc import Iterable, Sequence
+import textwrap
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +26,9 @@ from rich import box, table
 from rich.console import Console
 
 from pyrovae.errors import Error
-from pyrovae.files import json_text, write
+from pyrovae.files import write
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
     from pyrovae.evaluate import Comparison
 
 FILES = (
@@ -50,6 +50,7 @@ LATEX = {
     "±": r"$\pm$",
     **{character: f"\\{character}" for character in "&%$#_{}"},
     **{character: f"${character}$" for character in "<>|"},
+    "[": "{[}",  # after a line break it would begin an argument
 }
 
 
@@ -60,10 +61,12 @@ class Table:
     Args:
         columns: the heads.
         rows: the cells of each row, as many as there are columns.
+        notes: what has to be known to read it, a sentence each.
     """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Any]]
+    notes: Sequence[str] = ()
 
     def __str__(self) -> str:
         grid = table.Table(*self.columns, box=box.SIMPLE_HEAD, pad_edge=False)
@@ -71,27 +74,32 @@ class Table:
             column.justify = "right"
         for row in self.rows:
             grid.add_row(*map(str, row))
-        width = Console(width=10_000, color_system=None).measure(grid).maximum
-        text = io.StringIO()
-        Console(file=text, width=width, color_system=None, markup=False).print(grid)
-        return "\n".join(filter(None, (line.rstrip() for line in text.getvalue().splitlines())))
+        plain = partial(Console, color_system=None, markup=False, emoji=False)
+        text, width = io.StringIO(), plain(width=10_000).measure(grid).maximum
+        plain(file=text, width=width).print(grid)
+        lines = filter(None, (line.rstrip() for line in text.getvalue().splitlines()))
+        wrapped = partial(textwrap.fill, width=max(width, 80), break_on_hyphens=False)
+        notes = map(wrapped, self.notes)
+        return "\n".join([*lines, *([""] if self.notes else []), *notes])
 
     def markdown(self) -> str:
-        """A table of GitHub's Markdown."""
+        """A table of GitHub's Markdown, the notes as paragraphs below."""
         rule = ["---"] + ["---:"] * (len(self.columns) - 1)
         body = ([_markdown(cell) for cell in row] for row in (self.columns, *self.rows))
         head, *rows = (f"| {' | '.join(row)} |\n" for row in body)
-        return "".join([head, f"| {' | '.join(rule)} |\n", *rows])
+        notes = (f"\n{_markdown(note)}\n" for note in self.notes)
+        return "".join([head, f"| {' | '.join(rule)} |\n", *rows, *notes])
 
     def latex(self) -> str:
-        """A tabular with the rules of the package booktabs."""
+        """A tabular with the rules of the package booktabs, the notes as comments above."""
         head, *rows = (
             f"{' & '.join(_latex(cell) for cell in row)} \\\\\n"
             for row in (self.columns, *self.rows)
         )
         spec = "l" + "r" * (len(self.columns) - 1)
+        notes = "".join(f"% {note}\n" for note in self.notes)
         return (
-            f"\\begin{{tabular}}{{{spec}}}\n\\toprule\n{head}\\midrule\n"
+            f"{notes}\\begin{{tabular}}{{{spec}}}\n\\toprule\n{head}\\midrule\n"
             f"{''.join(rows)}\\bottomrule\n\\end{{tabular}}\n"
         )
 
@@ -104,17 +112,12 @@ class Table:
 
 
 def _markdown(cell: Any) -> str:
-    return re.sub(r"([\\`*_\[\]<>|~])", r"\\\1", str(cell))
+    return re.sub(r"([\\`*_\[\]<|~$])", r"\\\1", str(cell))
 
 
 def _latex(cell: Any) -> str:
     escaped = "".join(LATEX.get(character, character) for character in str(cell))
     return re.sub(r"^-(?=\d|inf)", "$-$", escaped)
-
-
-def commented(notes: Iterable[str]) -> str:
-    """Notes as comments of LaTeX, for the caption."""
-    return "".join(f"% {note}\n" for note in notes)
 
 
 def write_report(comparison: "Comparison", folder: Path | str) -> None:
@@ -139,15 +142,18 @@ def write_report(comparison: "Comparison", folder: Path | str) -> None:
     write(folder / "comparison.md", comparison.to_markdown())
     write(folder / "comparison.tex", comparison.to_latex())
     write(folder / "comparison.csv", comparison.to_csv())
-    write(folder / "results.json", json_text(comparison.summary()))
+    write(folder / "results.json", comparison.to_json())
     write(folder / "pointwise.csv", comparison.pointwise().csv())
     if len(comparison.entries) > 1:
         write(folder / "disagreements.csv", comparison.disagreements().table().csv())
-        write(folder / "comparison.png", _png(plots.comparison(comparison)))
-        write(folder / "paired.png", _png(plots.paired(comparison)))
+        write(folder / "comparison.png", _png(plots.comparison, comparison))
+        write(folder / "paired.png", _png(plots.paired, comparison))
 
 
-def _png(axes: "Axes") -> bytes:
-    content = io.BytesIO()
-    axes.figure.savefig(content, format="png", dpi=150)
+def _png(draw: Callable[..., Any], comparison: "Comparison") -> bytes:
+    from matplotlib.figure import Figure
+
+    figure, content = Figure(layout="constrained"), io.BytesIO()
+    draw(comparison, ax=figure.subplots())
+    figure.savefig(content, format="png", dpi=150)
     return content.getvalue()

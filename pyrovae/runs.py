@@ -167,8 +167,8 @@ def open_run(folder: Path | str) -> Run:
     """
     folder = Path(folder)
     spec = _read(folder / "spec.toml", tomllib.loads)
-    if "models" in spec:
-        names = ", ".join(str(folder / name) for name in spec["models"])
+    if not is_run(folder) and (inside := sorted(map(str, filter(is_run, folder.iterdir())))):
+        names = ", ".join(inside[:5] + ["..."] * (len(inside) > 5))
         raise Error(f"'{folder}' is a comparison: name one of its runs, {names}")
     results = _read(folder / "results.json", json.loads)
     try:

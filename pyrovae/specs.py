@@ -17,7 +17,7 @@ Where a model's field takes one value, a list is a choice, made on the validatio
 import importlib
 import sys
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,6 @@ class Spec:
         imports: the modules that were imported.
         folder: where they may lie.
         seeds: how often each model is fitted.
-        tree: all tables as they were read, with the changes.
     """
 
     name: str
@@ -65,11 +64,17 @@ class Spec:
     imports: tuple[str, ...]
     folder: Path | None
     seeds: int
-    tree: Tree
 
     def load(self) -> Data:
         """The data."""
         return load(**check(keywords(load), self.data, "data"))
+
+    def runs(self) -> Iterator[tuple[str, int, str]]:
+        """Every fit: the name of the model, which repeat it is, and the name of its folder."""
+        for name, train in self.train.items():
+            for repeat in range(self.seeds):
+                suffix = f"-seed-{train.get('seed', 0) + repeat}" if repeat else ""
+                yield name, repeat, folder_name(name) + suffix
 
     def table(self, name: str, repeat: int = 0) -> Tree:
         """All that a fit of one model depends on; a repeat has a seed that is higher by it."""
@@ -121,17 +126,41 @@ def parse(tree: Tree, name: str, changes: Sequence[str] = (), folder: Path | Non
     seeds = tree.get("seeds", 1)
     if type(seeds) is not int or seeds < 1:
         raise Error(f"should be a whole number from 1, got {seeds!r}", "seeds")
-    models, paths = _expanded(tree, train)
-    settings = {}
-    for key, table in models.items():
-        settings[key] = table.pop("train")
-        check(keywords(fit), settings[key], f"{paths[key]}.train" if ... else "train")
-    return Spec(
-        name, data, evaluate, models, settings, paths, tuple(imports), folder, seeds, tree
-    )
+    models, settings, paths = {}, {}, {}
+    for key, path, table in _models(tree, train):
+        if key in models:
+            raise Error(f"two models would be called '{key}'", "grid")
+        models[key], settings[key], paths[key] = table, table.pop("train"), path
+    spec = Spec(name, data, evaluate, models, settings, paths, tuple(imports), folder, seeds)
+    _refuse_shared_folders(spec)
+    return spec
 
 
-def _models(tree: Tree) -> tuple[Tree, str]:
+def _models(tree: Tree, train: Tree) -> Iterator[tuple[str, str, Tree]]:
+    """Every model, a point of the grid each: its name, where its table stands, and the table."""
+    tables, prefix = _tables(tree)
+    varied = axes_of(axes(_table(tree.get("grid", {}), "grid")), list(tables) if prefix else [])
+    for key in tables:
+        path, table = f"{prefix}{key}", _inherited(tables, key, prefix, ())
+        own = _table(table.pop("train", {}), f"{path}.train")
+        for label, point in points(table | {"train": merged(train, own)}, varied[key]):
+            check(keywords(fit), point["train"], f"{path}.train" if own else "train")
+            yield (f"{key}, {label}" if prefix and label else label or key), path, point
+
+
+def _refuse_shared_folders(spec: Spec) -> None:
+    owner: dict[str, str] = {}
+    for name, _, folder in spec.runs():
+        if folder in RESERVED:
+            raise Error(f"'{name}' cannot name a model: it names its folder", "models")
+        if owner.setdefault(folder, name) != name:
+            raise Error(
+                f"'{owner[folder]}' and '{name}' would both be saved in '{folder}': rename one",
+                "models",
+            )
+
+
+def _tables(tree: Tree) -> tuple[Tree, str]:
     """The tables of the models by name, and what stands before the name in a path."""
     if ("model" in tree) == ("models" in tree):
         raise Error("a spec has either one table [model] or several [models.NAME]")
@@ -141,7 +170,7 @@ def _models(tree: Tree) -> tuple[Tree, str]:
     if not tables:
         raise Error("has no model: add [models.NAME]", "models")
     for name in tables:
-        if name in RESERVED or Path(name).name != name:
+        if Path(name).name != name:
             raise Error(f"'{name}' cannot name a model: it names its folder", "models")
         _table(tables[name], f"models.{name}")
     return tables, "models."
@@ -187,6 +216,11 @@ def schema() -> Tree:
             "data": data,
             "train": train,
             "evaluate": evaluate,
+            "seeds": {"type": "integer", "minimum": 1},
+            "grid": {
+                "type": "object",
+                "additionalProperties": {"anyOf": [{"type": "array"}, {"type": "object"}]},
+            },
             "model": model,
             "models": {
                 "type": "object",
@@ -251,7 +285,7 @@ def _inherited(tables: Tree, key: str, prefix: str, seen: tuple[str, ...]) -> Tr
 
 def _set(tree: Tree, change: str) -> Tree:
     path, sign, text = change.partition("=")
-    steps = tuple(path.strip().split("."))
+    steps = _steps(path)
     if not sign or not all(steps):
         raise Error(
             f"--set takes a dotted path and a value, such as train.epochs=20, got '{change}'"
@@ -260,7 +294,20 @@ def _set(tree: Tree, change: str) -> Tree:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
-    return merged(tree, _nested(steps, value))
+    return merged(tree, nested(steps, value))
+
+
+def _steps(path: str) -> tuple[str, ...]:
+    """The steps of a dotted path; one with dots of its own is in quotes."""
+    try:
+        tree = tomllib.loads(f"{path} = 0")
+    except tomllib.TOMLDecodeError:
+        return tuple(path.strip().split("."))
+    steps: tuple[str, ...] = ()
+    while isinstance(tree, dict):
+        ((step, tree),) = tree.items()
+        steps += (step,)
+    return steps
 
 
 def changed(run: Run, changes: Sequence[str]) -> Run:

@@ -1,4 +1,4 @@
-"""What a spec leaves open: choices, which validation rows make, and the grid, which is shown whole.
+"""What a spec leaves open: choices, made on validation rows, and the grid, shown whole.
 
     components = [5, 10]                  in a model's table: a choice, one row of the comparison
     "model.components" = [5, 10]          in [grid]: two models, two rows
@@ -71,6 +71,8 @@ def _lists(value: Any, steps: Steps) -> Iterator[tuple[Steps, list[Any]]]:
 def axes_of(varied: Axes, names: Sequence[str]) -> dict[str, Axes]:
     """For each model the axes that change its table, by their steps in that table.
 
+    What is varied for all models, `train`, yields to what is varied for one.
+
     Args:
         varied: the axes of the grid.
         names: of the models; none for the one [model].
@@ -78,7 +80,7 @@ def axes_of(varied: Axes, names: Sequence[str]) -> dict[str, Axes]:
     Raises:
         Error: a path to no field of a model that there is.
     """
-    known = {("models", name): name for name in names} or {("model",): "model"}
+    known: dict[Steps, str] = {("models", name): name for name in names} or {("model",): "model"}
     found: dict[str, Axes] = {name: {} for name in known.values()}
     for steps, values in varied.items():
         depth = next((n for n in (1, 2) if steps[:n] in known), 0)
@@ -86,24 +88,33 @@ def axes_of(varied: Axes, names: Sequence[str]) -> dict[str, Axes]:
             there = ", ".join(f"{'.'.join(place)}.FIELD" for place in (*known, ("train",)))
             raise Error(f"leads to no field of a model: {there}", ".".join(("grid", *steps)))
         for name in [known[steps[:depth]]] if depth else found:
-            found[name][steps[depth:]] = values
+            if depth or steps not in found[name]:
+                found[name][steps[depth:]] = values
     return found
 
 
 def points(table: Tree, varied: Axes) -> Iterator[tuple[str, Tree]]:
-    """Every point of a grid over a table: its name, `z=2, prior=vamp`, and the table there."""
+    """Every point of a grid over a table: its name, `z=2, prior=vamp`, and the table there.
+
+    Raises:
+        Error: two points that have one name, or are one model.
+    """
     last = [steps[-1] for steps in varied]
+    seen: dict[str, Tree] = {}
     for decision, decided in _product(table, varied):
         words = (
             f"{steps[-1] if last.count(steps[-1]) == 1 else '.'.join(steps)}={short(value)}"
             for steps, value in decision.items()
         )
-        yield ", ".join(words), decided
+        name = ", ".join(words)
+        for other, model in seen.items():
+            if other == name or model == decided:
+                raise Error(f"'{name}' would be fitted twice, also as '{other}'", "grid")
+        seen[name] = decided
+        yield name, dict(decided)
 
 
-def _product(
-    table: Mapping[str, Any], varied: Axes
-) -> Iterator[tuple[dict[Steps, Any], Tree]]:
+def _product(table: Mapping[str, Any], varied: Axes) -> Iterator[tuple[dict[Steps, Any], Tree]]:
     for values in itertools.product(*varied.values()):
         decision, decided = dict(zip(varied, values, strict=True)), dict(table)
         for steps, value in decision.items():

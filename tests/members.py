@@ -31,7 +31,7 @@ PRIORS, FAMILIES = parts(priors.Prior), parts(families.Family)
 NETWORKS, MODELS, TRANSFORMS = parts(Network), parts(models.Model), parts(transforms.Transform)
 
 
-VECTORS = ("flow", "low-rank-normal", "multivariate-normal", "power-spherical")
+VECTORS = ("flow", "low-rank-normal", "multivariate-normal", "power-spherical", "tied-normal")
 EVENTS = dict.fromkeys(VECTORS, ((3,),)) | {"one-hot": ((2, 3), (4,))}
 """The event shapes of families that do not take any."""
 

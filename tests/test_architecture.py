@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "pyrovae"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
-    ("errors", "place", "plots", "progress"),
+    ("errors", "files", "place", "plots", "progress"),
     ("part", "batch", "named", "distributions"),
     ("transforms", "networks", "refinements"),
     ("families",),
@@ -19,11 +19,14 @@ LAYERS = [
     ("columns", "sources", "conditions"),
     ("data", "proposal"),
     ("objectives", "optim"),
-    ("evaluate",),
+    ("evaluate", "report", "arviz"),
     ("inference",),
     ("fitting",),
-    ("runs", "catalogue", "refitting"),
+    ("runs", "catalogue", "refitting", "clustering"),
+    ("variants",),
     ("specs",),
+    ("plans",),
+    ("parallel",),
     ("experiment",),
     ("cli",),
     ("__main__",),

@@ -433,6 +433,55 @@ def test_compare_overwrites_no_file_that_is_not_its_own(here, ask):
     assert Path("spec.toml").read_bytes() == before
 
 
+def test_compare_with_seeds_and_a_grid(here, ask):
+    grid = "grid.models.vae.z=[[1], [2]]"
+    code, out, err = ask("compare", "two.toml", "--out", "a", "--seeds", 2, "--set", grid)
+    assert (code, err) == (0, "")
+    assert out.count("fitted in") == 8
+    assert "SD over seeds" in out
+    assert "vae, z=2, seed 1: fitted in" in out
+    assert open_run("a/vae-z=1-seed-1").model.base.z == (1,)
+    assert ask("evaluate", "a/vae-z=1-seed-1")[0] == 0
+
+
+def test_compare_goes_on_from_one_seed_to_several(here, ask):
+    code, out, _ = ask("compare", "two.toml", "--seeds", 2)
+    assert code == 0
+    assert (out.count("reused"), out.count("fitted in")) == (3, 3)
+
+
+@pytest.mark.parametrize(
+    ("form", "first"),
+    [
+        ("markdown", "| model |"),
+        ("latex", "% "),
+        ("csv", "model,"),
+        ("json", "{"),
+    ],
+)
+def test_compare_prints_the_table_alone_for_other_programs(form, first, here, ask):
+    code, out, err = ask("compare", "two.toml", "--format", form)
+    assert code == 0
+    assert out.startswith(first)
+    assert err.count("reused") == 3
+    assert err.endswith("saved in runs/two\n")
+    suffix = {"markdown": "md", "latex": "tex", "json": "json"}.get(form, form)
+    written = "results" if form == "json" else "comparison"
+    assert out == Path(f"runs/two/{written}.{suffix}").read_text()
+
+
+def test_compare_minds_no_draft_that_was_left(here, ask):
+    Path("runs/two/.vamp-x1y2").mkdir()
+    Path("runs/two/.results.json.draft").write_text("{")
+    assert ask("compare", "two.toml")[0] == 0
+
+
+def test_a_comparison_that_was_stopped_while_it_was_written_goes_on(here, ask):
+    Path("runs/two/results.json").unlink()
+    Path("runs/two/spec.toml").unlink()
+    assert ask("compare", "two.toml")[1].count("reused") == 3
+
+
 @pytest.mark.parametrize("name", ["vae-with-a-vamp-prior-of-5-components", "a" * 60])
 def test_compare_cuts_no_figure_for_a_long_name(name, here, ask):
     out = ask("compare", "two.toml", "--out", "a", f"--set=models.{name}.extends=vae")[1]
@@ -693,6 +742,13 @@ MISTAKES = [
     (fit("iris", "train.method=em"), "EM cannot fit the model"),
     (fit("mixture", "model.components=500"), "500 components need at least as many rows"),
     (fit("two"), "'two' has several models"),
+    (fit("iris", "seeds=2"), "'iris' has several seeds: use pyrovae compare"),
+    (fit("iris", "grid.model.z=[[1], [2]]"), "'iris' has several models: use pyrovae compare"),
+    (compare("two", "seeds=0"), "seeds: should be a whole number from 1, got 0"),
+    (compare("two", "grid.data.seed=[1, 2]"), "grid.data.seed: figures of different data"),
+    (compare("two", "grid.models.vae.z=[]"), "grid.models.vae.z: should be a list of values"),
+    (compare("two", "grid.models.vae.z=[[2], [-2]]"), "models.vae.z.0: should be greater than 0"),
+    (compare("two", "grid.train.learning_rat=[1.0]"), "train: unknown field 'learning_rat'"),
     (compare("two", "models.vamp.extends=vaee"), "models.vamp.extends: unknown model 'vaee'"),
     (compare("two", "models.mixture.extends=mixture"), "'mixture' extends itself"),
     (compare("two", "models.vamp.train.batch_size=1000"), "fewer than a batch of 1000"),
@@ -724,6 +780,7 @@ MISTAKES = [
     (["fit", "iris.toml", "--out", "a-file", "--force"], "'a-file' is no run"),
     (["compare", "two.toml", "--out", "runs/iris"], "'runs/iris' is the run of one model"),
     (["compare", "two.toml", "--out", "a-file"], "'a-file"),
+    (["compare", "two.toml", "--out", "runs/thesis"], "'runs/thesis' holds 'chapter.tex', no run"),
     (["compare", "two.toml", "--set=train.epochs=3"], "train.epochs: 2 is now 3"),
     (["compare", "two.toml", "--set=models.vae.z=[3]"], "model.z: "),
     (["compare", "two.toml", "--set=data.seed=3"], "data.seed: unset is now 3"),
@@ -787,6 +844,9 @@ def test_a_mistake_costs_one_line_and_no_file(words, message, here, ask, no_step
         ["sample", "runs/iris", "--rows", "many"],
         ["sample", "runs/iris", "--seed", "-1"],
         ["schema", "prior"],
+        ["compare", "two.toml", "--seeds", "0"],
+        ["compare", "two.toml", "--processes", "0"],
+        ["compare", "two.toml", "--format", "docx"],
     ],
     ids=" ".join,
 )
@@ -850,10 +910,17 @@ def test_a_failed_fit_is_not_evaluated(here, ask):
 
 
 def test_compare_fits_a_failed_run_again(here, ask):
-    assert ask("compare", "two.toml", "--out", "a", *FAIL)[0] == 2
+    fail = [word.replace("train.", "models.vae.train.") for word in FAIL]
+    code, out, err = ask("compare", "two.toml", "--out", "a", *fail)
+    assert code == 2
+    assert err.startswith("pyrovae: 'vae': the fit failed in epoch 1, step 0: ")
+    assert err.endswith("; 1 of 3 runs are finished\n")
+    assert err.count("\n") == 1
+    assert "mixture: fitted in" in out
     code, out, _ = ask("compare", "two.toml", "--out", "a")
     assert code == 0
-    assert out.count("fitted in") == 3
+    assert out.count("fitted in") == 2
+    assert "mixture: reused" in out
 
 
 def test_a_fit_over_data_that_overflow_says_so(here, ask):

@@ -554,9 +554,9 @@ def test_a_context_is_refused_by_models_that_ignore_it(other):
         compare({"c": conditional, "m": model}, data)
 
 
-def test_a_mixture_refuses_size_factors():
+def test_a_mixture_refuses_size_factors_that_its_family_does_not_take():
     data = load(frame(), columns=("x1", "x2"), offset="visits")
-    with pytest.raises(Error, match="the model 'mixture' takes no size factors: leave the offset"):
+    with pytest.raises(Error, match="multivariate-normal takes no size factors: leave the offset"):
         fit(Mixture(x=(2,), components=2), data)
 
 

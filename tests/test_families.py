@@ -224,7 +224,7 @@ class TestFamiliesOfAnyShape:
         h = torch.randn(4, *family.params).double()
         x = family(h[0]).sample((6,))
         pairs = torch.stack([family.given(h[k], Batch(x)).log_prob(x) for k in range(4)], -1)
-        assert torch.allclose(family.table(x, h), pairs, rtol=1e-12, atol=1e-12)
+        assert torch.allclose(family.table(Batch(x), h), pairs, rtol=1e-12, atol=1e-12)
 
     def test_encodes_to_the_shapes_that_it_says(self, parameter, event):
         family = assembled_family(parameter, event)
@@ -238,9 +238,7 @@ class TestFamiliesOfAnyShape:
     def test_the_m_step_is_where_the_likelihood_is_largest(self, parameter, event):
         family = assembled_family(parameter, event)
         if not family.has_m_step:
-            with pytest.raises(
-                ValueError, match="no closed-form M-step: fit the mixture with method = 'svi'"
-            ):
+            with pytest.raises(ValueError, match="no closed-form M-step"):
                 family.maximize(torch.zeros(1, 2))
             return
         x = family(torch.randn(family.params).double()).sample((400,))
@@ -248,7 +246,7 @@ class TestFamiliesOfAnyShape:
         weights = torch.rand(400, 3).double()
         means = weights.mT @ family.statistics(x) / weights.sum(0)[:, None]
         h = family.maximize(means).requires_grad_()
-        (weights * family.table(x, h)).sum().backward()
+        (weights * family.table(Batch(x), h)).sum().backward()
         assert h.shape == (3, *family.params)
         assert h.grad.abs().max() < 1e-6  # the gradient of a sum over 400 rows
 

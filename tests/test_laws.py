@@ -243,7 +243,7 @@ class TestModels:
             fit(model, batch.replace(x=torch.zeros(40, 9)))
 
 
-@pytest.mark.parametrize("kind", sorted(Objective.members))
+@pytest.mark.parametrize("kind", sorted(Objective.members.keys() - {"marginal-likelihood"}))
 @pytest.mark.parametrize("particles", [1, 5])
 def test_objectives_estimate_the_bound(kind, particles):
     model, batch = ready(MODELS[-1])

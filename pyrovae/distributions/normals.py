@@ -98,20 +98,29 @@ class LowRank:
         return LowRank(factor, torch.where(there, self.scale, 1.0))
 
     def _split(self, v: Tensor) -> tuple[Tensor, Tensor]:
-        """The c of the least squares above, and u - B c, as columns."""
-        u = (v / self.scale)[..., None]
-        projected = self.q[..., : v.shape[-1], :].mT @ u
-        c = torch.linalg.solve_triangular(self.r, projected, upper=True)
-        return c, u - self.b @ c
+        """The c of the least squares above, and u - B c."""
+        u = v / self.scale
+        projected = torch.einsum("...dj,...d->...j", self.q[..., : v.shape[-1], :], u)
+        c = torch.linalg.solve_triangular(self.r, projected[..., None], upper=True)[..., 0]
+        return c, u - torch.einsum("...dj,...j->...d", self.b, c)
+
+    def factors(self, v: Tensor) -> "JointNormal":
+        """p(z | v) of v = W z + scale e, z and e standard normal: N(c, (I + B'B)^-1)."""
+        return JointNormal(self._split(v)[0], Full(torch.linalg.qr(self.root().mT).R.mT))
+
+    def root(self) -> Tensor:
+        """The upper triangular K with K K' = (I + B'B)^-1, shape `(..., rank, rank)`."""
+        identity = torch.eye(self.r.shape[-1]).to(self.r).expand_as(self.r)
+        return torch.linalg.solve_triangular(self.r, identity, upper=True)
 
     def square(self, v: Tensor) -> Tensor:
         """The quadratic form v' S^-1 v."""
         c, rest = self._split(v)
-        return c.square().sum((-2, -1)) + rest.square().sum((-2, -1))
+        return c.square().sum(-1) + rest.square().sum(-1)
 
     def solve(self, v: Tensor) -> Tensor:
         """The vector S^-1 v."""
-        return self._split(v)[1][..., 0] / self.scale
+        return self._split(v)[1] / self.scale
 
     def times(self, v: Tensor) -> Tensor:
         """The vector S v."""

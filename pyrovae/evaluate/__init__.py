@@ -1,6 +1,6 @@
 """Evaluation: how good is the model, and how good is the number that says so."""
 
-from pyrovae.evaluate.comparison import Comparison, compare, select
+from pyrovae.evaluate.comparison import Seeds, compare, select
 from pyrovae.evaluate.imputation import Imputations, impute
 from pyrovae.evaluate.likelihood import (
     LogLikelihood,
@@ -10,11 +10,15 @@ from pyrovae.evaluate.likelihood import (
     log_weights,
     reconstruct,
 )
+from pyrovae.evaluate.paired import Comparison, Disagreements, Entry
 
 __all__ = [
     "Comparison",
+    "Disagreements",
+    "Entry",
     "Imputations",
     "LogLikelihood",
+    "Seeds",
     "bound",
     "compare",
     "impute",

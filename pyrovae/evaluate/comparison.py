@@ -1,140 +1,40 @@
 r"""Which model explains the test rows best: same rows, same units, a paired error.
 
-For models a and b the difference per row is d_i = log p_a(x_i) - log p_b(x_i), its mean the
-difference of the means, and its standard error sd(d) / sqrt(n), which is far smaller than that of
-either mean where both find the same rows hard.
-
 Numbers are only put side by side when they are of one kind: a probability of zeros and ones and a
-density of real numbers are not, and no constant turns one into the other.
+density of real numbers are not, and no constant turns one into the other. What there is to choose,
+such as a mixture's K, is chosen on validation rows, before a test row is looked at.
 """
 
-import io
 import itertools
 import math
-import textwrap
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 from pydantic import PositiveInt
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from pyrovae.data import Data
 from pyrovae.errors import Error
 from pyrovae.evaluate.likelihood import LogLikelihood, log_likelihood
+from pyrovae.evaluate.paired import Comparison, Entry, averaged, standard_error
 from pyrovae.models import Model
-from pyrovae.part import unknown, validated
+from pyrovae.models.model import require_model
+from pyrovae.part import validated
+
+T = TypeVar("T", Model, LogLikelihood)
 
 
-@dataclass(frozen=True, eq=False)
-class Entry:
-    """One model in a comparison.
+class Seeds(tuple[Model, ...]):
+    """The same model fitted from several seeds, for `compare`, which averages them row by row.
 
-    Args:
-        name: of the model.
-        model: the model; of several candidates, the one that was chosen.
-        result: its log p(x) on the test rows.
-        difference: the mean over rows of its log p(x) minus that of the best model.
-        difference_se: the standard error of that mean, NaN for a single row.
-        seconds: to fit it, NaN where nobody said.
+    Example:
+        >>> import torch
+        >>> from pyrovae import Mixture
+        >>> fits = Seeds([Mixture(x=(2,)), Mixture(x=(2,))])
+        >>> comparison = compare({"mixture": fits}, torch.zeros(3, 2))
+        >>> len(comparison["mixture"].results)
+        2
     """
-
-    name: str
-    model: Model
-    result: LogLikelihood
-    difference: float
-    difference_se: float
-    seconds: float
-
-    def cells(self) -> tuple[str, ...]:
-        """The row of the table."""
-        result = self.result
-        paired = f"{self.difference:.2f} ± {self.difference_se:.2f}"
-        return (
-            self.name,
-            f"{result.mean:.2f} ± {result.se:.2f}",
-            result.kind,
-            paired,
-            "-" if math.isnan(result.heavy) or result.exact else f"{result.heavy:.1%}",
-            f"{self.model.parameter_count:,}",
-            "-" if math.isnan(self.seconds) else f"{self.seconds:.1f}",
-        )
-
-    def summary(self) -> dict[str, Any]:
-        """The figures, as they are written to results.json."""
-        return {
-            "log_likelihood": self.result.summary(),
-            "difference": self.difference,
-            "difference_se": self.difference_se,
-            "parameters": self.model.parameter_count,
-            "seconds": self.seconds,
-        }
-
-
-@dataclass(frozen=True, eq=False)
-class Comparison:
-    """Models on the same test rows, the best first.
-
-    Args:
-        entries: one for each model.
-        chosen: for each model that was selected among candidates, what was tried and taken.
-    """
-
-    entries: tuple[Entry, ...]
-    chosen: Mapping[str, str]
-
-    def __getitem__(self, name: str) -> Entry:
-        found = {entry.name: entry for entry in self.entries}
-        if name not in found:
-            raise Error(unknown("model", name, found))
-        return found[name]
-
-    def __str__(self) -> str:
-        columns = (
-            "model",
-            "log p(x), nats",
-            "",
-            "from the best",
-            "k-hat > 0.7",
-            "parameters",
-            "seconds",
-        )
-        table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
-        for column in table.columns[1:]:
-            column.justify = "right"
-        for entry in self.entries:
-            cells = entry.cells()
-            table.add_row(*cells[:3], "best" if entry is self.entries[0] else cells[3], *cells[4:])
-        wide = Console(width=10_000, color_system=None)
-        text = io.StringIO()
-        width = wide.measure(table).maximum
-        Console(file=text, width=width, color_system=None).print(table)
-        notes = (textwrap.fill(note, max(width, 80)) for note in self.notes())
-        lines = (line.rstrip() for line in text.getvalue().splitlines())
-        return "\n".join([*filter(None, lines), "", *notes])
-
-    def notes(self) -> Iterator[str]:
-        """What has to be known to read the table, a sentence each."""
-        results = [entry.result for entry in self.entries]
-        yield (
-            f"Means over {len(results[0].value)} test rows ± standard error over rows, "
-            "not over seeds; differences are paired by row."
-        )
-        if given := self.entries[0].model.tag.given:
-            yield f"All figures are of log p(x) given {given}."
-        if not all(result.exact for result in results):
-            yield "An exact figure is log p(x), a lower bound is at most that, in expectation."
-        yield from (f"{name}: {text}." for name, text in self.chosen.items())
-
-    def summary(self) -> dict[str, Any]:
-        """The figures of all models, as they are written to results.json."""
-        return {
-            "models": {entry.name: entry.summary() for entry in self.entries},
-            "chosen": dict(self.chosen),
-        }
 
 
 def select(
@@ -159,7 +59,7 @@ def select(
 
 @validated
 def compare(
-    models: Mapping[str, Model | Sequence[Model]],
+    models: Mapping[str, Model | Seeds | Sequence[Model]],
     test: Any,
     validation: Any = None,
     *,
@@ -171,7 +71,7 @@ def compare(
 
     Args:
         models: name to model; a list of models is a choice, made on the validation rows, such as a
-            mixture's K.
+            mixture's K; `Seeds([...])` are fits of one model, whose results are averaged.
         test: rows, shape `(rows, *x)`, raw; or the `Data` that `load` gives, for its test rows
             and, unless `validation` is given, its validation rows.
         validation: rows on which choices are made; never the test rows.
@@ -189,37 +89,65 @@ def compare(
         validation = test.validation
     chosen: dict[str, str] = {}
     options = {"particles": particles, "seed": seed}
-    finalists = {
-        name: model
-        if isinstance(model, Model)
-        else _finalist(name, model, validation, chosen, options)
+    fits = {
+        name: _several(model)
+        if isinstance(model, (Model, Seeds))
+        else (_finalist(name, model, validation, chosen, options),)
         for name, model in models.items()
     }
-    refuse_incomparable(finalists)
-    refuse_shared(finalists)
-    results = {}
-    for name, model in finalists.items():
+    every = _every(fits)
+    refuse_incomparable(every)
+    refuse_shared(every)
+
+    def result(model: Model) -> LogLikelihood:
         rows = test.rows_of(model, "test")[0] if isinstance(test, Data) else test
-        results[name] = log_likelihood(model, rows, particles=particles, seed=seed)
-    refuse_incomparable(finalists)
-    return ranked(finalists, results, seconds or {}, chosen)
+        return log_likelihood(model, rows, particles=particles, seed=seed)
+
+    results = {name: [result(model) for model in of_seeds] for name, of_seeds in fits.items()}
+    refuse_incomparable(every)
+    return ranked(fits, results, seconds or {}, chosen)
 
 
 def ranked(
-    models: Mapping[str, Model],
-    results: Mapping[str, LogLikelihood],
+    models: Mapping[str, Model | Sequence[Model]],
+    results: Mapping[str, LogLikelihood | Sequence[LogLikelihood]],
     seconds: Mapping[str, float],
     chosen: Mapping[str, str],
 ) -> Comparison:
-    """The comparison of results on the same rows, the best first."""
-    best = max(results.values(), key=lambda result: result.mean)
+    """The comparison of results on the same rows, the best first.
+
+    Args:
+        models: name to model, or to one for each seed.
+        results: of each model, in the same order.
+        seconds: to fit each, for one seed.
+        chosen: name to what was tried and taken.
+    """
+    seeds = {name: _several(result) for name, result in results.items()}
+    means = {name: averaged(of_seeds) for name, of_seeds in seeds.items()}
+    order = sorted(means, key=lambda name: -means[name].mean)
     entries = []
-    for name, result in sorted(results.items(), key=lambda item: -item[1].mean):
-        d = result.value - best.value
-        se = float(d.std(ddof=1) / math.sqrt(len(d))) if len(d) > 1 else math.nan
-        took = seconds.get(name, math.nan)
-        entries.append(Entry(name, models[name], result, float(d.mean()), se, took))
+    for name in order:
+        d = means[name].value - means[order[0]].value
+        fits, took = _several(models[name]), seconds.get(name, math.nan)
+        entries.append(Entry(name, fits, seeds[name], float(d.mean()), standard_error(d), took))
     return Comparison(tuple(entries), chosen)
+
+
+def _several(value: T | Sequence[T]) -> tuple[T, ...]:
+    """One for each seed, where a value stands for itself."""
+    return tuple(value) if isinstance(value, Sequence) else (value,)
+
+
+def _every(fits: Mapping[str, Sequence[Model]]) -> dict[str, Model]:
+    """The model of every seed, by a name of its own."""
+    every = {}
+    for name, of_seeds in fits.items():
+        if not of_seeds:
+            raise Error(f"the seeds of '{name}' are none: give a model for each")
+        for seed, model in enumerate(of_seeds):
+            require_model(model)
+            every[f"{name}, seed {seed + 1}" if len(of_seeds) > 1 else name] = model
+    return every
 
 
 def refuse_incomparable(models: Mapping[str, Model]) -> None:

@@ -74,6 +74,10 @@ class Categorical(Family):
         shares = statistics.unflatten(-1, self.params).movedim(dim, -1)
         return floored(shares, self.floor / self.classes).log().movedim(-1, dim)
 
+    def natural(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        eta = h.log_softmax(-1 - len(self.event)).flatten(-len(self.params))
+        return eta, torch.zeros_like(eta[..., 0])
+
     @classmethod
     def examples(cls) -> Iterable[Self]:
         return cls(classes=2), cls(classes=5)

@@ -20,7 +20,7 @@ from torch.nn.functional import softplus
 
 from pyrovae import distributions
 from pyrovae.distributions import angle
-from pyrovae.families.continuous import inverse_scale
+from pyrovae.families.continuous import at_floor, inverse_scale
 from pyrovae.families.family import Family
 from pyrovae.transforms import spread
 
@@ -38,6 +38,7 @@ class VonMises(Family):
     floor: PositiveFloat = 1e-3
     planes: ClassVar[int] = 3
     support: ClassVar[Constraint] = angle
+    at_floor = at_floor
 
     def setup(self, event: tuple[int, ...]) -> None:
         super().setup(event)
@@ -47,6 +48,10 @@ class VonMises(Family):
         a, b, raw = h.unbind(-1 - len(self.event))
         k = 1 / (self.smallest + softplus(raw))
         return distributions.VonMises(torch.atan2(b, a), k).to_event(len(self.event))
+
+    @property
+    def freedom(self) -> int:
+        return 2 * self.event.numel()
 
     @property
     def seen(self) -> Size:

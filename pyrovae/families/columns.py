@@ -234,6 +234,10 @@ class Columns(Family):
         )
         return torch.cat(list(better), -1)
 
+    @property
+    def freedom(self) -> int:
+        return sum(part.freedom for part in self.columns.values())
+
     def at_floor(self, h: Tensor) -> Tensor:
         columns = zip(self.columns.values(), self._outputs(h), strict=True)
         return torch.stack([part.at_floor(own) for part, own in columns]).any(0)

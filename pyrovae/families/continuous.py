@@ -26,7 +26,9 @@ from torch import Size, Tensor, nn
 from torch.nn.functional import softplus
 
 from pyrovae.batch import Batch
+from pyrovae.families.expectation import Prepared
 from pyrovae.families.family import Family
+from pyrovae.families.mixing import concentration, gap, shared
 from pyrovae.transforms import spread
 
 HALF_LOG = 0.5 * math.log(2 * math.pi)
@@ -44,8 +46,10 @@ def inverse_scale(scale: Tensor, smallest: Tensor) -> Tensor:
 
 def moments(x: Tensor, center: Tensor, unit: Tensor) -> Tensor:
     """The statistics of normals, y and y^2, shape `(rows, 2 D)`, y = (x - center) / unit."""
-    y = ((x - center) / unit).flatten(1)
-    return torch.cat([y, y.square()], -1)
+    t = x.new_empty(len(x), 2, *center.shape)
+    y = torch.sub(x, center, out=t[:, 0]).div_(unit)
+    torch.mul(y, y, out=t[:, 1])
+    return t.flatten(1)
 
 
 def at_moments(statistics: Tensor, center: Tensor, unit: Tensor, floor: float) -> Tensor:
@@ -54,6 +58,13 @@ def at_moments(statistics: Tensor, center: Tensor, unit: Tensor, floor: float) -
     shift, square = statistics.unflatten(-1, (2, *center.shape)).unbind(dims)
     scale = unit * (square - shift.square()).clamp(min=0).sqrt()
     return torch.stack([center + unit * shift, inverse_scale(scale, floor * unit)], dims)
+
+
+def at_floor(family: Any, h: Tensor) -> Tensor:
+    """Which components have a scale at its floor, smallest + softplus(the last plane of h)."""
+    dims = len(family.event)
+    low: Tensor = softplus(h.unbind(-1 - dims)[-1]) <= 1e-3 * family.smallest
+    return low.flatten(-dims).any(-1)
 
 
 class FixedNormal(Family):
@@ -124,6 +135,7 @@ class Normal(Family):
 
     floor: PositiveFloat = 1e-3
     planes: ClassVar[int] = 2
+    at_floor = at_floor
 
     def setup(self, event: tuple[int, ...]) -> None:
         super().setup(event)
@@ -156,10 +168,6 @@ class Normal(Family):
         shift = ((p.loc - self.center) / self.unit).flatten(-len(self.event))
         a = 0.5 * precision * shift.square() + p.scale.flatten(-len(self.event)).log() + HALF_LOG
         return torch.cat([precision * shift, -0.5 * precision], -1), a.sum(-1)
-
-    def at_floor(self, h: Tensor) -> Tensor:
-        scale: Tensor = self(h).base_dist.scale
-        return (scale <= 1.001 * self.smallest).flatten(-len(self.event)).any(-1)
 
 
 class SphericalNormal(Family):
@@ -222,6 +230,7 @@ class Laplace(Family):
 
     floor: PositiveFloat = 1e-3
     planes: ClassVar[int] = 2
+    at_floor = at_floor
 
     def setup(self, event: tuple[int, ...]) -> None:
         super().setup(event)
@@ -244,6 +253,10 @@ class Laplace(Family):
 class StudentT(Family):
     """Student's t with location and scale from the network, and learned degrees of freedom nu.
 
+    EM counts each entry by its expected precision, w = (nu + 1) / (nu + y^2): one that is far off
+    counts little. Robust Mixture Modelling Using the t Distribution (Peel & McLachlan, 2000,
+    https://doi.org/10.1023/A:1008981510081).
+
     Args:
         least: the smallest nu; above 2 the variance is finite.
         floor: the smallest scale, as a fraction of the data's standard deviation.
@@ -252,11 +265,13 @@ class StudentT(Family):
     least: PositiveFloat = 2.0
     floor: PositiveFloat = 1e-3
     planes: ClassVar[int] = 2
+    at_floor = at_floor
 
     def setup(self, event: tuple[int, ...]) -> None:
         super().setup(event)
         self.raw_nu = nn.Parameter(torch.full(self.event, 3.0))
         self.smallest = nn.Buffer(torch.full(self.event, self.floor))
+        self.center = nn.Buffer(torch.zeros(self.event))
 
     @property
     def nu(self) -> Tensor:
@@ -271,13 +286,45 @@ class StudentT(Family):
     @torch.no_grad()
     def start(self, x: Tensor) -> None:
         self.smallest.copy_(self.floor * spread(x))
+        self.center.copy_(x.mean(0))
 
     @torch.no_grad()
     def marginal(self, batch: Batch) -> Tensor:
-        """By EM: a t is a normal whose precision varies, w = E[precision | x] sigma^2."""
+        """By EM, with nu as it is."""
+        nu = self.nu.reshape(-1, *self.event)[0]
         loc, scale = batch.x.mean(0), spread(batch.x)
         for _ in range(20):
-            w = (self.nu + 1) / (self.nu + ((batch.x - loc) / scale).square())
+            w = (nu + 1) / (nu + ((batch.x - loc) / scale).square())
             loc = (w * batch.x).sum(0) / w.sum(0)
             scale = (w * (batch.x - loc).square()).mean(0).sqrt().clamp(min=self.smallest)
         return torch.stack([loc, inverse_scale(scale, self.smallest)])
+
+    @property
+    def unit(self) -> Tensor:
+        """The standard deviations of the data, in which the statistics are counted."""
+        return self.smallest / self.floor
+
+    def expect(self, rows: Prepared, r: Tensor, h: Tensor) -> list[Tensor]:
+        """The sums over rows of w, w u, w u^2 and E[log w], u = (x - center) / unit."""
+        x = rows.batch.unsqueeze(r.dim() - 1).x
+        p: Any = self(h).base_dist
+        half = (p.df + 1) / 2
+        w = half / (p.df / 2 + 0.5 * ((x - p.loc) / p.scale).square())
+        log_w = w.log() + half.digamma() - half.log()
+        u = (x - self.center) / self.unit
+        r = r[(..., *[None] * len(self.event))]
+        return [(r * t).sum(0) for t in (w, w * u, w * u.square(), log_w)]
+
+    def improve(self, n: Tensor, t: list[Tensor], h: Tensor) -> Tensor:
+        dims = len(self.event)
+        n = n[(..., *[None] * dims)]
+        w, wu, square, log_w = (total / n for total in t)
+        shift = wu / w
+        variance = square - w * shift.square()
+        alpha = torch.where(variance > self.floor**2 * w, w, 1.0)
+        scale = self.unit * (variance / alpha).clamp(min=0).sqrt()
+        k = concentration(shared(gap(w, log_w, alpha), n, dims))
+        nu = inverse_scale(2 * k, k.new_tensor(self.least))
+        self.raw_nu.copy_(nu.view_as(self.raw_nu))
+        raw = inverse_scale(scale, self.smallest)
+        return torch.stack([self.center + self.unit * shift, raw], -1 - dims)

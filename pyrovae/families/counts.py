@@ -4,31 +4,28 @@ r"""Families over counts without an upper limit, under a log link.
     negative binomial    a Poisson whose rate varies: mean mu = e^h, Var x = mu + mu^2 / theta
     zero-inflated        (1 - pi) p(x) + pi [x = 0]: with probability pi nothing is counted
 
-Each of them takes a size factor e for each row, see `exposure`. A decoder starts at the moments of
-the data: with the factorial moments m_k, the sum over rows of x (x - 1) ... (x - k + 1) over that
-of e^k, and s = m_2 / m_1^2, t = m_3 / (m_1 m_2),
-
-    Poisson                           s = t = 1
-    negative binomial                 s = 1 + 1 / theta,    t = 1 + 2 / theta
-    with an inflation pi of zeros     both divided by 1 - pi, and m_1 multiplied by it.
+Each of them takes a size factor e for each row, see `exposure`. Where a decoder starts and what EM
+does with them is in `rates`.
 
 A component of a mixture that saw no count in a column would give a later one the probability 0 and
-its row log p = -infinity: the Poisson's rate has a floor. The others have no closed-form M-step.
+its row log p = -infinity: rates have a floor.
 """
 
 from collections.abc import Iterable
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, cast
 
 import pyro.distributions as dist
 import torch
 from pydantic import Field
-from torch import Size, Tensor, nn
+from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
 from pyrovae.batch import Batch
 from pyrovae.distributions import overdispersed
 from pyrovae.families import exposure as size
+from pyrovae.families import rates
+from pyrovae.families.expectation import Prepared
 from pyrovae.families.exposure import Exposure
 from pyrovae.families.family import Family
 
@@ -56,19 +53,28 @@ class Poisson(Family):
         return dist.Poisson((self.floor + h.exp()) * log_e.exp()).to_event(len(self.event))
 
     def marginal(self, batch: Batch) -> Tensor:
-        return self._inverse(moments(self, batch)[0])
+        return rates.inverse_rate(self, rates.moments(self, batch)[0])
+
+    def prepare(self, batch: Batch) -> Prepared:
+        """The counts, the size factor, and what of log p no h has a part in."""
+        x, log_e = batch.x, size.log_exposure(self, batch)
+        e = log_e.exp().reshape(-1, 1).to(x).expand(len(x), 1)
+        rest = (x * log_e - torch.lgamma(x + 1)).flatten(1).sum(-1, keepdim=True)
+        return Prepared(batch, torch.cat([x.flatten(1), e, rest], -1))
 
     def statistics(self, x: Tensor) -> Tensor:
-        log_e = size.log_exposure(self, Batch(x)).reshape(-1, 1)
-        return torch.cat([x.flatten(1), log_e.to(x).exp().expand(len(x), 1)], -1)
+        return cast(Tensor, self.prepare(Batch(x)).t)
 
     def maximize(self, statistics: Tensor) -> Tensor:
-        return self._inverse(statistics[..., :-1] / statistics[..., -1:]).unflatten(
-            -1, self.params
-        )
+        rate = statistics[..., :-2] / statistics[..., -2:-1]
+        return rates.inverse_rate(self, rate.unflatten(-1, self.params))
 
-    def _inverse(self, rate: Tensor) -> Tensor:
-        return (rate - self.floor).clamp(min=1e-3 * self.floor).log()
+    def natural(self, h: Tensor) -> tuple[Tensor, Tensor] | None:
+        if h.dtype != torch.float64:
+            return None  # large terms cancel
+        rate = (self.floor + h.exp()).flatten(-len(self.event))
+        total = rate.sum(-1, keepdim=True)
+        return torch.cat([rate.log(), -total, torch.ones_like(total)], -1), 0 * total[..., 0]
 
 
 class ZeroInflatedPoisson(Family):
@@ -95,9 +101,22 @@ class ZeroInflatedPoisson(Family):
         return inflated(dist.Poisson((self.floor + log_rate.exp()) * log_e.exp()), logit, self)
 
     def marginal(self, batch: Batch) -> Tensor:
-        mean, s, _ = moments(self, batch)
+        mean, s, _ = rates.moments(self, batch)
         share = (1 / s).clamp(0.05, 0.95)
         return torch.stack([(mean / share).log(), -share.logit()])
+
+    def expect(self, rows: Prepared, r: Tensor, h: Tensor) -> list[Tensor]:
+        """The sums over rows of c, x and c e, c the probability of no further zero."""
+        batch = rows.batch.unsqueeze(r.dim() - 1)
+        log_e, (log_rate, logit) = size.log_exposure(self, batch), h.unbind(-1 - len(self.event))
+        r = r[(..., *[None] * len(self.event))]
+        c = r * rates.counted(batch.x, -(self.floor + log_rate.exp()) * log_e.exp(), logit)
+        return [total.sum(0) for total in (c, c * batch.x, c * log_e.exp())]
+
+    def improve(self, n: Tensor, t: list[Tensor], h: Tensor) -> Tensor:
+        c, x, exposed = t
+        odds = rates.inflation(c, n[(..., *[None] * len(self.event))])
+        return torch.stack([rates.inverse_rate(self, x / exposed), odds], -1 - len(self.event))
 
 
 class NegativeBinomial(Family):
@@ -111,28 +130,25 @@ class NegativeBinomial(Family):
             the same for all rows; with `network` log theta is the last part of h.
         exposure: where the size factors of the rows are from: `none` has none, `offset` takes
             those that are given with the rows, `total` the rows' totals.
+        floor: the smallest mean in the M-step of a mixture, for a size factor of 1.
     """
 
     dispersion: Dispersion = "shared"
     exposure: Exposure = "none"
+    floor: Floor = 1e-4
     support: ClassVar[Constraint] = constraints.nonnegative_integer
-    given, check = size.given, size.check
+    setup, start, given, check = rates.setup, rates.start, size.given, size.check
     conditions, blank, encode = property(size.conditions), size.blank, size.encode
-
-    def setup(self, event: tuple[int, ...]) -> None:
-        setup_dispersed(self, event)
+    expect, improve = rates.expect, rates.improve
 
     def forward(self, h: Tensor, log_e: Tensor = size.NONE) -> dist.Distribution:
-        log_mean, log_theta = split(self, h)
+        log_mean, log_theta = rates.split(self, h)
         p = overdispersed.NegativeBinomial(log_mean + log_e, log_theta)
         return p.to_event(len(self.event))
 
-    def start(self, x: Tensor) -> None:
-        start_dispersed(self, x)
-
     def marginal(self, batch: Batch) -> Tensor:
-        mean, s, _ = moments(self, batch)
-        return join(self, mean.log(), log_dispersion(s))
+        mean, s, _ = rates.moments(self, batch)
+        return rates.join(self, mean.log(), rates.log_dispersion(s))
 
     @classmethod
     def examples(cls) -> Iterable[Self]:
@@ -151,87 +167,34 @@ class ZeroInflatedNegativeBinomial(Family):
             the same for all rows; with `network` log theta is the last part of h.
         exposure: where the size factors of the rows are from: `none` has none, `offset` takes
             those that are given with the rows, `total` the rows' totals.
+        floor: the smallest mean in the M-step of a mixture, for a size factor of 1.
     """
 
     dispersion: Dispersion = "shared"
     exposure: Exposure = "none"
+    floor: Floor = 1e-4
     support: ClassVar[Constraint] = constraints.nonnegative_integer
     planes: ClassVar[int] = 2
-    given, check = size.given, size.check
+    setup, start, given, check = rates.setup, rates.start, size.given, size.check
     conditions, blank, encode = property(size.conditions), size.blank, size.encode
-
-    def setup(self, event: tuple[int, ...]) -> None:
-        setup_dispersed(self, event)
+    expect, improve = rates.expect, rates.improve
 
     def forward(self, h: Tensor, log_e: Tensor = size.NONE) -> dist.Distribution:
-        log_mean, logit, log_theta = split(self, h)
+        log_mean, logit, log_theta = rates.split(self, h)
         return inflated(overdispersed.NegativeBinomial(log_mean + log_e, log_theta), logit, self)
 
-    def start(self, x: Tensor) -> None:
-        start_dispersed(self, x)
-
     def marginal(self, batch: Batch) -> Tensor:
-        mean, s, t = moments(self, batch)
-        share = inflation_free(s, t)
-        return join(self, (mean / share).log(), -share.logit(), log_dispersion(share * s))
+        mean, s, t = rates.moments(self, batch)
+        share = rates.inflation_free(s, t)
+        return rates.join(
+            self, (mean / share).log(), -share.logit(), rates.log_dispersion(share * s)
+        )
 
     @classmethod
     def examples(cls) -> Iterable[Self]:
         return cls(), cls(dispersion="network")
 
 
-def moments(family: Family, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """m_1, s and t of each entry, shape `event`; an entry that is always 0 has half a count."""
-    x = batch.x
-    e = (torch.zeros_like(x) + size.log_exposure(family, batch)).exp()
-    one = x.sum(0).clamp(min=0.5) / e.sum(0)
-    two = (x * (x - 1)).sum(0) / e.square().sum(0)
-    three = (x * (x - 1) * (x - 2)).sum(0) / e.pow(3).sum(0)
-    return one, two / one.square(), (three / (one * two)).nan_to_num(1.0)
-
-
-def log_dispersion(s: Tensor) -> Tensor:
-    """Log theta of a negative binomial, between 0.001 and 1000."""
-    return -(s - 1).clamp(1e-3, 1e3).log()
-
-
-def inflation_free(s: Tensor, t: Tensor) -> Tensor:
-    """1 - pi of a zero-inflated negative binomial, between 0.05 and 0.95."""
-    return 1 / (2 * s - t).clamp(1 / 0.95, 1 / 0.05)
-
-
 def inflated(p: Any, logit: Tensor, family: Family) -> dist.Distribution:
     """P with further zeros, over the event of a family."""
     return dist.ZeroInflatedDistribution(p, gate_logits=logit).to_event(len(family.event))
-
-
-def setup_dispersed(family: Any, event: tuple[int, ...]) -> None:
-    """Log theta as a parameter where it is shared, and otherwise as one more plane of h."""
-    size.setup(family, event)
-    if family.dispersion == "shared":
-        family.log_dispersion = nn.Parameter(torch.zeros(family.event))
-    else:
-        family.params = Size((family.planes + 1, *event))
-
-
-@torch.no_grad()
-def start_dispersed(family: Any, x: Tensor) -> None:
-    """Take the mean total and, where it is shared, theta from the data."""
-    size.start(family, x)
-    if family.dispersion == "shared":
-        _, s, t = moments(family, Batch(x))
-        share = inflation_free(s, t) if family.planes > 1 else 1.0
-        family.log_dispersion.copy_(log_dispersion(share * s))
-
-
-def split(family: Any, h: Tensor) -> tuple[Tensor, ...]:
-    """The planes of h, and log theta after them where it is shared."""
-    many = len(family.params) > len(family.event)
-    planes = h.unbind(-1 - len(family.event)) if many else (h,)
-    return (*planes, family.log_dispersion) if family.dispersion == "shared" else planes
-
-
-def join(family: Any, *planes: Tensor) -> Tensor:
-    """The h that `split` takes apart."""
-    own = planes[:-1] if family.dispersion == "shared" else planes
-    return torch.stack(own) if len(own) > 1 else own[0]

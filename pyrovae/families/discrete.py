@@ -83,10 +83,21 @@ class Binomial(Family):
         return x / self.total
 
     def statistics(self, x: Tensor) -> Tensor:
-        return x.flatten(1) / self.total
+        """The fractions of successes, and what of log p no h has a part in."""
+        n = x.new_tensor(self.total)
+        ways = torch.lgamma(n + 1) - torch.lgamma(x + 1) - torch.lgamma(n - x + 1)
+        return torch.cat([x.flatten(1) / n, ways.flatten(1).sum(-1, keepdim=True)], -1)
 
     def maximize(self, statistics: Tensor) -> Tensor:
-        return statistics.clamp(self.floor, 1 - self.floor).logit().unflatten(-1, self.params)
+        share = statistics[..., :-1].clamp(self.floor, 1 - self.floor)
+        return share.logit().unflatten(-1, self.params)
+
+    def natural(self, h: Tensor) -> tuple[Tensor, Tensor] | None:
+        if h.dtype != torch.float64:
+            return None  # large terms cancel
+        eta = self.total * h.flatten(-len(self.event))
+        a = self.total * softplus(h).flatten(-len(self.event)).sum(-1)
+        return torch.cat([eta, torch.ones_like(a[..., None])], -1), a
 
     @classmethod
     def examples(cls) -> Iterable[Self]:
@@ -120,6 +131,10 @@ class BetaBinomial(Family):
 
     def encode(self, x: Tensor) -> Tensor:
         return x / self.total
+
+    @property
+    def freedom(self) -> int:
+        return min(self.total, 2) * self.event.numel()
 
     def marginal(self, batch: Batch) -> Tensor:
         """By how often two of an entry's trials succeed together, p^2 + p (1 - p) / (c + 1)."""

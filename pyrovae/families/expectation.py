@@ -10,15 +10,18 @@ of which it needs sums over rows only, so rows can come in any number of batches
 means are what the best h expects. With T in memory the densities of all components are one matrix
 product, the sums another.
 
-*Any other family*: with the scores s_ik = d log p(x_i | h_k) / dh_k, Newton's step with the
-curvature in the place of which stands the covariance of the scores (Estimation and Inference in
-Nonlinear Structural Models, Berndt, Hall, Hall & Hausman, 1974),
+*Any other family*: Newton's step by the scores s_ik = d log p(x_i | h_k) / dh_k, whose covariance
+stands in place of the curvature (Estimation and Inference in Nonlinear Structural Models, Berndt,
+Hall, Hall & Hausman, 1974),
 
     F_k = \sum_i r_ik s_ik s_ik',     h_k <- F_k^-1 (F_k h_k + \sum_i r_ik s_ik) .
 
 Both F_k and F_k h_k + \sum_i r_ik s_ik add up over rows, also where h moved in between: each batch
 leaves a parabola. Where the entries of the event have parameters of their own, F_k has a block for
-each. The step can be too long; `inference.em` then halves it, so Q never falls.
+each. A step that promises a gain of g nats is damped, by F_k + g / d^2, so that no entry of h_k
+moves by more than d, 1 + the largest of any component (An Algorithm for Least-Squares Estimation
+of Nonlinear Parameters, Marquardt, 1963). It can still be too long; `inference.em` then halves it,
+so Q never falls.
 
 *A latent beside k*, such as the scale of a Student's t: a family sums what it expects of it, given
 x_i and h_k as it is, see `StudentT`.
@@ -34,8 +37,8 @@ from pyrovae.batch import Batch
 if TYPE_CHECKING:
     from pyrovae.families.family import Family
 
-FIRM = 1e-8
-"""What is added to a curvature, relative to its largest entry, to have an inverse."""
+FIRM = 1e-6
+"""What is added to a curvature, relative to its diagonal, to have an inverse."""
 
 
 class Prepared(NamedTuple):
@@ -58,7 +61,8 @@ def densities(family: "Family", rows: Prepared, h: Tensor) -> Tensor:
 
 def linear(t: Tensor | None, eta: Tensor, a: Tensor) -> Tensor:
     """T(x_i) eta_k - A_k; in memory the rows of a component lie side by side."""
-    return (eta.flatten(0, -2) @ cast(Tensor, t).mT).mT.unflatten(-1, a.shape) - a
+    product = torch.addmm(-a.reshape(-1, 1), eta.flatten(0, -2), cast(Tensor, t).mT)
+    return product.mT.unflatten(-1, a.shape)
 
 
 def expect(family: "Family", rows: Prepared, r: Tensor, h: Tensor) -> Any:
@@ -77,11 +81,18 @@ def improve(family: "Family", n: Tensor, t: Any, h: Tensor) -> Tensor:
     if isinstance(t, Tensor):
         return family.maximize(t / n[..., None])
     (curvature, pull), own = t, _blocks(family, h)
-    largest = curvature.diagonal(dim1=-2, dim2=-1).amax(-1).clamp(min=torch.finfo(h.dtype).tiny)
-    firm = curvature + FIRM * largest[..., None, None] * torch.eye(own.shape[-1]).to(h)
+    diagonal = curvature.diagonal(dim1=-2, dim2=-1)
+    known = diagonal > torch.finfo(h.dtype).tiny
+    firm = curvature + torch.where(known, FIRM * diagonal, 1.0).diag_embed()
     slope = pull - (curvature @ own[..., None])[..., 0]
-    step = torch.linalg.solve(firm, slope[..., None])[..., 0]
+    gain = (slope * _solve(firm, slope)).sum(-1, keepdim=True).clamp(min=0)
+    reach = 1 + own.abs().amax(-3, keepdim=True)
+    step = _solve(firm + (gain / reach.square()).diag_embed(), slope)
     return h + _unblocked(family, step)
+
+
+def _solve(matrix: Tensor, vector: Tensor) -> Tensor:
+    return torch.linalg.solve(matrix, vector[..., None])[..., 0]
 
 
 def _scores(family: "Family", batch: Batch, h: Tensor) -> Tensor:

@@ -59,6 +59,10 @@ class PowerSpherical(Family):
         scale = self.floor + softplus(h[..., 0])
         return distributions.PowerSpherical(direction, 2 / scale.square())
 
+    @property
+    def freedom(self) -> int:
+        return self.event[0]
+
     def marginal(self, batch: Batch) -> Tensor:
         """By the mean, which has the direction mu and the length kappa / (D - 1 + kappa)."""
         mean = batch.x.mean(0)
@@ -90,6 +94,11 @@ class OneHot(Family):
     def states(self) -> int:
         *variables, classes = self.event
         return classes ** prod(variables)
+
+    @property
+    def freedom(self) -> int:
+        *variables, classes = self.event
+        return prod(variables) * (classes - 1)
 
     def natural(self, h: Tensor) -> tuple[Tensor, Tensor]:
         eta = h.log_softmax(-1).flatten(-len(self.event))

@@ -133,6 +133,10 @@ class DiscretizedLogisticMixture(Family):
         mixture = dist.MixtureSameFamily(dist.Categorical(logits=logits), _rounded(self, loc, raw))
         return mixture.to_event(len(self.event))
 
+    @property
+    def freedom(self) -> int:
+        return (3 * self.components - 1) * self.event.numel()
+
     def marginal(self, batch: Batch) -> Tensor:
         """Each component at the moments of its share of the sorted values of an entry.
 

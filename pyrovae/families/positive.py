@@ -19,8 +19,9 @@ from torch.distributions.constraints import Constraint
 from torch.nn.functional import softplus
 
 from pyrovae import distributions
-from pyrovae.families.continuous import at_moments, inverse_scale, moments
+from pyrovae.families.continuous import at_floor, at_moments, inverse_scale, moments
 from pyrovae.families.family import Family
+from pyrovae.families.mixing import concentration
 from pyrovae.transforms import spread
 
 
@@ -35,6 +36,7 @@ class LogNormal(Family):
     planes: ClassVar[int] = 2
     support: ClassVar[Constraint] = constraints.positive
     inside: ClassVar[float] = 1.0
+    at_floor = at_floor
 
     def setup(self, event: tuple[int, ...]) -> None:
         super().setup(event)
@@ -75,6 +77,7 @@ class Gamma(Family):
     planes: ClassVar[int] = 2
     support: ClassVar[Constraint] = constraints.positive
     inside: ClassVar[float] = 1.0
+    at_floor = at_floor
     smooth: ClassVar[bool] = False
 
     def setup(self, event: tuple[int, ...]) -> None:
@@ -103,18 +106,5 @@ class Gamma(Family):
         dims = -1 - len(self.event)
         mean_log, excess = statistics.unflatten(-1, (2, *self.event)).unbind(dims)
         log_mean = excess.log1p()
-        raw = inverse_scale(1 / _concentration(log_mean - mean_log), self.smallest)
+        raw = inverse_scale(1 / concentration(log_mean - mean_log), self.smallest)
         return torch.stack([self.center + log_mean, raw], dims)
-
-
-def _concentration(gap: Tensor) -> Tensor:
-    """The k of a gamma distribution with log E[x] - E[log x] = gap, by Newton's method in 1 / k.
-
-    Estimating a Gamma distribution (Minka, 2002).
-    """
-    s = gap.double().clamp(min=1e-12)
-    k = (3 - s + ((s - 3).square() + 24 * s).sqrt()) / (12 * s)
-    for _ in range(3):
-        slope = k - k.square() * torch.polygamma(1, k)
-        k = 1 / (1 / k + (k.log() - k.digamma() - s) / slope)
-    return k.to(gap)

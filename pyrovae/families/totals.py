@@ -14,6 +14,7 @@ log p is that of x given n, and comparable with that of families that are given 
 from typing import Annotated, Any, ClassVar
 
 import pyro.distributions as dist
+import torch
 from pydantic import Field
 from torch import Tensor
 from torch.distributions import constraints
@@ -75,12 +76,26 @@ class Multinomial(Family):
         total = typical(self) if total is None else total
         return multinomial.Multinomial(total, h, len(self.event))
 
+    @property
+    def freedom(self) -> int:
+        return self.event.numel() - 1
+
     def statistics(self, x: Tensor) -> Tensor:
-        return x.flatten(1)
+        """The counts, and the logarithm of the number of ways to order them."""
+        counts = x.flatten(1)
+        ways = torch.lgamma(counts.sum(-1) + 1) - torch.lgamma(counts + 1).sum(-1)
+        return torch.cat([counts, ways[:, None]], -1)
 
     def maximize(self, statistics: Tensor) -> Tensor:
         least = self.floor / self.event.numel()
-        return floored(statistics, least).log().unflatten(-1, self.event)
+        return floored(statistics[..., :-1], least).log().unflatten(-1, self.event)
+
+    def natural(self, h: Tensor) -> tuple[Tensor, Tensor] | None:
+        if h.dtype != torch.float64:
+            return None  # large terms cancel
+        eta = h.flatten(-len(self.event)).log_softmax(-1)
+        none = torch.zeros_like(eta[..., 0])
+        return torch.cat([eta, 1 + none[..., None]], -1), none
 
 
 class DirichletMultinomial(Family):

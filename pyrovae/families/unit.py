@@ -26,7 +26,7 @@ from pyrovae import distributions
 from pyrovae.batch import Batch
 from pyrovae.distributions import TiltedUniform, open_unit_interval
 from pyrovae.distributions.tilted import tilt
-from pyrovae.families.continuous import at_moments, inverse_scale, moments
+from pyrovae.families.continuous import at_floor, at_moments, inverse_scale, moments
 from pyrovae.families.family import Family
 from pyrovae.transforms import spread
 
@@ -71,6 +71,7 @@ class Beta(Family):
     planes: ClassVar[int] = 2
     support: ClassVar[Constraint] = open_unit_interval
     inside: ClassVar[float] = 0.5
+    at_floor = at_floor
     smooth: ClassVar[bool] = False
 
     def setup(self, event: tuple[int, ...]) -> None:
@@ -109,6 +110,7 @@ class LogitNormal(Family):
     planes: ClassVar[int] = 2
     support: ClassVar[Constraint] = open_unit_interval
     inside: ClassVar[float] = 0.5
+    at_floor = at_floor
 
     def setup(self, event: tuple[int, ...]) -> None:
         super().setup(event)

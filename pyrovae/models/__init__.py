@@ -2,6 +2,7 @@
 
 from pyrovae.models.conditional import ConditionalVAE
 from pyrovae.models.hierarchical import HierarchicalVAE, Layer, Stochastic
+from pyrovae.models.linear import FactorAnalysis, ProbabilisticPCA
 from pyrovae.models.mixture import Mixture
 from pyrovae.models.model import Model, Tag
 from pyrovae.models.pair import Pair
@@ -12,11 +13,13 @@ from pyrovae.models.vae import VAE
 __all__ = [
     "VAE",
     "ConditionalVAE",
+    "FactorAnalysis",
     "HierarchicalVAE",
     "Layer",
     "Mixture",
     "Model",
     "Pair",
+    "ProbabilisticPCA",
     "SemiSupervisedVAE",
     "Stochastic",
     "Tag",

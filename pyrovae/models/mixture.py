@@ -28,9 +28,8 @@ from typing import Any, Literal
 import pyro
 import pyro.distributions as dist
 import torch
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import FiniteFloat, PositiveInt
 from torch import Tensor, nn
-from torch.nn.functional import threshold
 from torch.utils import _pytree as pytree
 
 from pyrovae.batch import Batch, as_batch
@@ -52,17 +51,20 @@ ZERO = 1e-25
 
 
 class Mixture(Model):
-    """A mixture of `components` members of one family, fitted by EM or by SVI.
+    r"""A mixture of `components` members of one family, fitted by EM or by SVI.
 
     Maximum Likelihood from Incomplete Data via the EM Algorithm (Dempster, Laird & Rubin, 1977).
+    Unsupervised Learning of Finite Mixture Models (Figueiredo & Jain, 2002).
 
     Args:
         x: the event shape of the data.
         components: how many.
         family: p(x | k); its name says the covariance: multivariate-normal has a full one.
         initial: where EM begins.
-        concentration: of a Dirichlet prior on the weights; 1 is maximum likelihood, and below 1
-            components that explain fewer than 1 - concentration rows are switched off.
+        concentration: c of a prior on the weights, \prod_k pi_k^(c - 1), a Dirichlet if c > 0;
+            1 is maximum likelihood, and below 1 components that explain fewer than 1 - c rows are
+            switched off. With p parameters in each, c from 1 - p to 1 - p / 2 keeps those that
+            pay for them.
         prior: on the parameters of each component; maximum likelihood unless given.
 
     Example:
@@ -75,16 +77,19 @@ class Mixture(Model):
     components: PositiveInt = 10
     family: Family = MultivariateNormal()
     initial: Start = KMeansPlusPlus()
-    concentration: PositiveFloat = 1.0
+    concentration: FiniteFloat = 1.0
     prior: ComponentPrior | None = None
 
     predict_proba, predict = surface.predict_proba, surface.predict
     score_samples, bic, aic = surface.score_samples, surface.bic, surface.aic
+    sample_with_labels = surface.sample_with_labels
 
     def setup(self) -> None:
         under("family", lambda: self.family.setup(self.x))
         with torch.no_grad():
             under("family", lambda: self.family.refuse_misfit(self.x))
+        columns = prod(self.x)
+        under("initial", lambda: self.initial.refuse_misfit(self.components, columns))
         if (prior := self.prior) is not None:
             under("prior", lambda: prior.refuse_misfit(self.family))
         self.logits = nn.Parameter(torch.zeros(self.components))
@@ -121,27 +126,29 @@ class Mixture(Model):
             )
 
         def assign(_: Batch, rows: Any) -> tuple[Tensor, Tensor]:
-            joint = self.logits.log_softmax(-1) + self.family.densities(rows, self.h)
-            log_prob = joint.logsumexp(-1, keepdim=True)
-            r = threshold((joint - log_prob).exp(), ZERO, 0.0)
-            return r, log_prob.double().sum(0)[..., 0]
+            joint = self.family.densities(rows, self.h).add_(self.logits.log_softmax(-1))
+            largest = joint.amax(-1, keepdim=True)
+            r = joint.sub_(largest).exp_()  # in place: memory is what takes the time here
+            total = r.sum(-1, keepdim=True)
+            log_prob = (largest + total.log()).double().sum(0)[..., 0]
+            return torch.threshold_(r.div_(total), ZERO, 0.0), log_prob
 
         return self._gather(batch, assign)
 
     @torch.no_grad()
     def maximize(self, statistics: Statistics) -> None:
-        """The M-step. A component that no row belongs to keeps its h."""
+        """The M-step. A component that no row belongs to keeps its h, or has the prior's mode."""
         n = statistics.n
         if not statistics.finite:
             raise Error("sums over the rows overflow: scale the data, or use dtype = 'float64'")
-        some = torch.where(n > LEAST, n, 1.0)
         if self.prior is None:
-            h = self.family.improve(some, statistics.t, self.h)
+            h = self.family.improve(n.clamp(min=LEAST), statistics.t, self.h)
+            mine = (n > LEAST).reshape(*n.shape, *[1] * len(self.family.params))
+            self.h.copy_(torch.where(mine, h, self.h))
         else:
-            h = self.prior.maximize(self.family, n, statistics.t)
-        mine = (n > LEAST).reshape(*n.shape, *[1] * len(self.family.params))
-        self.h.copy_(torch.where(mine, h, self.h))
+            self.h.copy_(self.prior.maximize(self.family, n, statistics.t))
         weights = (n + (self.concentration - 1)).clamp(min=0)
+        weights = torch.where(weights.any(-1, keepdim=True), weights, n)
         share = weights / weights.sum(-1, keepdim=True)
         self.logits.copy_(share.clamp(min=torch.finfo(n.dtype).tiny).log())
 
@@ -180,14 +187,10 @@ class Mixture(Model):
     @torch.no_grad()
     def _split(self, batch: Batch) -> Iterator[Batch]:
         """Parts whose statistics, or tables of components, stay in cache."""
-        first = batch[:1]
-        t = self.family.expect(
-            self.family.prepare(first), torch.ones_like(self.logits)[None], self.h
-        )
-        numbers = max(leaf.numel() // self.logits.numel() for leaf in pytree.tree_leaves(t))
-        if self.family.natural(self.h) is None:
-            numbers = max(numbers, self.h[..., 0].numel() * prod(self.x))
-        return batch.split(min(4096, max(64, 2**22 // (numbers + self.logits.numel()))))
+        row = self.family.prepare(batch[:1])
+        table = self.h if self.family.natural(self.h) is None else self.logits
+        kept = (leaf.numel() for leaf in pytree.tree_leaves(row) if leaf is not None)
+        return batch.split(min(4096, max(64, 2**22 // (sum(kept) + table.numel()))))
 
     def repair(self, batch: Batch, statistics: Statistics) -> bool:
         """Move components with less than a row, unless a prior is to switch them off."""
@@ -212,12 +215,18 @@ class Mixture(Model):
             state[name] = state[name][index].view_as(parameter)
         self.load_state_dict(state)
 
-    def log_prior(self) -> Tensor:
-        log_weights = self.logits.log_softmax(-1)
-        on = log_weights > -100
-        total = (self.concentration - 1) * torch.where(on, log_weights, 0.0).sum(-1)
+    @property
+    def on(self) -> Tensor:
+        """Which components are not switched off, shape `(*components)`."""
+        share = self.logits.softmax(-1)
+        return share > 10 * torch.finfo(share.dtype).tiny
+
+    @torch.no_grad()
+    def log_prior(self, rows: Tensor) -> Tensor:
+        log_n = rows.log()[..., None] + self.logits.log_softmax(-1)
+        total = (self.concentration - 1) * torch.where(self.on, log_n, 0.0).sum(-1)
         if self.prior is not None:
-            total = total + torch.where(on, self.prior.log_prob(self.family, self.h), 0.0).sum(-1)
+            total = total + self.prior.log_prob(self.family, self.h).sum(-1)
         return total
 
     @property
@@ -228,10 +237,9 @@ class Mixture(Model):
     def enumerates(self) -> bool:
         return self.components <= STATES
 
-    def require(self, batch: Batch) -> None:
-        super().require(batch)
-        if batch.offset is not None:
-            raise Error("the model 'mixture' takes no size factors: leave the offset out")
+    def refuse_training(self, method: str) -> None:
+        if method == "svi" and (self.concentration != 1 or self.prior is not None):
+            raise Error("SVI maximises the likelihood alone: concentration and prior need EM")
 
     @property
     def freedom(self) -> int:
@@ -239,21 +247,9 @@ class Mixture(Model):
         shared = sum(parameter.numel() for parameter in self.family.parameters())
         return self.components * self.family.freedom + shared + self.components - 1
 
-    def sample_with_labels(self, rows: int, seed: int | None = None) -> tuple[Tensor, Tensor]:
-        """New rows, shape `(rows, *x)`, and the component of each, shape `(rows,)`.
-
-        Args:
-            rows: how many.
-            seed: of the draws; torch's own random numbers unless given.
-        """
-        trace = self.draw(rows, seed)
-        return trace.nodes["x"]["value"], trace.nodes["k"]["value"]
-
     def remarks(self) -> tuple[str, ...]:
-        share = self.logits.softmax(-1)
-        on = share > torch.finfo(share.dtype).tiny * 10
-        low = int((self.family.at_floor(self.h) & on).sum())
-        off = int((~on).sum())
+        low = int((self.family.at_floor(self.h) & self.on).sum())
+        off = int((~self.on).sum())
         found = []
         if low:
             found.append(f"{low} of {self.components} components have a scale at its floor")

@@ -157,8 +157,8 @@ class Model(Part):
     def start(self, batch: Batch) -> None:
         """Begin at the data, before the first step: all training rows. Nothing by default."""
 
-    def refuse_training(self) -> None:
-        """Refuse parts that can be evaluated but not trained. Nothing by default."""
+    def refuse_training(self, method: str) -> None:
+        """Refuse what can be evaluated but not trained, or not so. Nothing by default."""
 
     def log_prob(self, batch: Batch) -> Tensor:
         """Log p(x) in closed form, shape `(rows,)`, of a model with `exact = True`."""
@@ -188,8 +188,12 @@ class Model(Part):
         """Whether `maximize` never lowers the likelihood, or can take a step that is too long."""
         return True
 
-    def log_prior(self) -> Tensor:
-        """The log density of the parameters, up to a constant, which EM adds to the likelihood."""
+    def log_prior(self, rows: Tensor) -> Tensor:
+        """The log density of the parameters, up to a constant, which EM adds to the likelihood.
+
+        Args:
+            rows: how many the likelihood is of, a scalar, or one for each of several fits.
+        """
         return torch.zeros(())
 
     def repair(self, batch: Batch, statistics: Statistics) -> bool:

@@ -27,6 +27,9 @@ class Start(Part):
     def setup(self) -> None:
         """Nothing to make: a start has no tensors."""
 
+    def refuse_misfit(self, components: int, columns: int) -> None:
+        """Refuse a start of other components. Nothing by default."""
+
     @abstractmethod
     def forward(self, x: Tensor, many: Size) -> Assign:
         """A function from rows to their responsibilities, `(rows, *many)`.
@@ -76,18 +79,20 @@ class GivenMeans(Start):
     """Each row to the nearest of given points.
 
     Args:
-        means: one point for each component, its entries in the order of a row's, raw.
+        means: one point for each component, its entries in the order of a row's; behind a
+            transform, in the transformed units.
     """
 
     means: Annotated[tuple[tuple[float, ...], ...], Field(min_length=1)]
 
-    def forward(self, x: Tensor, many: Size) -> Assign:
-        shapes = {len(mean) for mean in self.means}
-        if len(self.means) != many[-1] or shapes != {x.shape[-1]}:
+    def refuse_misfit(self, components: int, columns: int) -> None:
+        if len(self.means) != components or {len(mean) for mean in self.means} != {columns}:
             raise Error(
-                f"should be {many[-1]} points of {x.shape[-1]} numbers, one for each component",
+                f"should be {components} points of {columns} numbers, one for each component",
                 "means",
             )
+
+    def forward(self, x: Tensor, many: Size) -> Assign:
         means = x.new_tensor(self.means)
         return _nearest(x, means.expand(many[:-1].numel(), *means.shape), many)
 

@@ -6,7 +6,7 @@ with p free parameters; the smaller the better. Both stand in for held-out rows:
 validation rows, these say it directly.
 
 Written once as functions, which models of a known log p(x) take as their methods. Arrays go in
-and out, in raw units.
+and out, and tensors are sampled, in raw units.
 """
 
 import math
@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyrovae.batch import Batch, as_batch
+from pyrovae.errors import Error
+from pyrovae.models.model import observed
 from pyrovae.place import destination, in_mode
 
 
@@ -36,8 +38,9 @@ def predict_proba(model: Any, data: Any) -> NDArray[np.float64]:
         data: rows, shape `(rows, *x)`, raw.
     """
     with in_mode(model, False):
-        joint: Tensor = model.joint(_checked(model, data))
-        return joint.softmax(-1).double().cpu().numpy()
+        parts = _checked(model, data).split(4096)
+        r: Tensor = torch.cat([model.joint(part).softmax(-1) for part in parts])
+        return r.double().cpu().numpy()
 
 
 def predict(model: Any, data: Any) -> NDArray[np.int64]:
@@ -61,6 +64,20 @@ def score_samples(model: Any, data: Any) -> NDArray[np.float64]:
     with in_mode(model, False):
         log_prob: Tensor = model.log_prob(_checked(model, data))
         return log_prob.double().cpu().numpy()
+
+
+def sample_with_labels(model: Any, rows: int, seed: int | None = None) -> tuple[Tensor, Tensor]:
+    """New rows, shape `(rows, *x)`, and the component of each, shape `(rows,)`.
+
+    Args:
+        model: the model.
+        rows: how many.
+        seed: of the draws; torch's own random numbers unless given.
+    """
+    trace = model.draw(rows, seed)
+    if "k" not in trace.nodes:
+        raise Error("the model has no components to label rows with: use sample")
+    return observed(trace)[-1]["value"], trace.nodes["k"]["value"]
 
 
 def bic(model: Any, data: Any) -> float:

@@ -44,6 +44,7 @@ class Transformed(Model):
 
     predict_proba, predict = surface.predict_proba, surface.predict
     score_samples, bic, aic = surface.score_samples, surface.bic, surface.aic
+    sample_with_labels = surface.sample_with_labels
 
     def setup(self) -> None:
         if not self.transform.invertible:
@@ -86,19 +87,19 @@ class Transformed(Model):
     def require(self, batch: Batch) -> None:
         self.base.require(batch)
 
-    def refuse_training(self) -> None:
-        self.base.refuse_training()
+    def refuse_training(self, method: str) -> None:
+        self.base.refuse_training(method)
 
     def start(self, batch: Batch) -> None:
         self.transform.start(batch.filled().x)
         self.base.start(self.inside(batch))
 
     def log_prob(self, batch: Batch) -> Tensor:
-        return self.base.log_prob(self.inside(batch)) + self._log_jacobian(batch.x)
+        return self.base.log_prob(self.inside(batch)) + self.log_jacobian(batch.x)
 
     def expect(self, batch: Batch) -> Statistics:
         inside = self.base.expect(self.inside(batch))
-        return replace(inside, log_prob=inside.log_prob + self._log_jacobian(batch.x).sum())
+        return replace(inside, log_prob=inside.log_prob + self.log_jacobian(batch.x).sum())
 
     def maximize(self, statistics: Statistics) -> None:
         self.base.maximize(statistics)
@@ -107,8 +108,8 @@ class Transformed(Model):
     def exact_m_step(self) -> bool:
         return self.base.exact_m_step
 
-    def log_prior(self) -> Tensor:
-        return self.base.log_prior()
+    def log_prior(self, rows: Tensor) -> Tensor:
+        return self.base.log_prior(rows)
 
     def repair(self, batch: Batch, statistics: Statistics) -> bool:
         return self.base.repair(self.inside(batch), statistics)
@@ -127,14 +128,14 @@ class Transformed(Model):
 
     def joint(self, batch: Batch) -> Tensor:
         """Log p(x, k), shape `(rows, components)`, of a mixture."""
-        return self.base.joint(self.inside(batch)) + self._log_jacobian(batch.x)[:, None]
+        return self.base.joint(self.inside(batch)) + self.log_jacobian(batch.x)[:, None]
 
     @property
     def freedom(self) -> int:
         """The number of free parameters; those of the transform are taken from the rows."""
         return self.base.freedom
 
-    def _log_jacobian(self, x: Tensor) -> Tensor:
+    def log_jacobian(self, x: Tensor) -> Tensor:
         entries = self.transform.bijection().log_abs_det_jacobian(x, self.transform(x))
         return entries.flatten(1).sum(-1)
 

@@ -119,7 +119,7 @@ class VAE(Model):
         log_p = self.prior(Guide(self.q, batch.index)).log_prob(z)
         return log_p + self.p(z, batch).log_prob(batch.x) - q.log_prob(z)
 
-    def refuse_training(self) -> None:
+    def refuse_training(self, method: str) -> None:
         if self.refine and not self.posterior.smooth:
             raise Error(
                 f"the gradient of draws of {self.posterior.kind} has no gradient: refine it in "
