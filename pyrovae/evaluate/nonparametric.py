@@ -276,7 +276,7 @@ class _Rows:
             h[higher], log_d[higher] = new[up], log_d[higher] + gain[up]
             row[higher] = there[:, up].argmax(0)
             size = torch.where(up, (2 * size).clamp(max=1), 0.25 * size)
-            on = torch.where(up, gain > 1e-3 * self.tolerance, size > SHORT)
+            on = torch.where(up, gain > 1e-3 * self.tolerance * size, size > SHORT)
             moving, size, ratio = moving[on], size[on], ratio[:, on]
             if not len(moving):
                 break

@@ -47,9 +47,9 @@ class ComponentPrior(Part):
 class NormalInverseWishart(ComponentPrior):
     """The conjugate prior of a normal's mean and covariance; for variances, of each of them.
 
-    With the defaults it is weak, and its mode for a cluster that is one of K in the space that the
-    data fill. Bayesian Regularization for Normal Mixture Estimation and Model-Based Clustering
-    (Fraley & Raftery, 2007, https://doi.org/10.1007/s00357-007-0004-5).
+    With the defaults it is weak, and expects clusters narrower than the data. Bayesian
+    Regularization for Normal Mixture Estimation and Model-Based Clustering (Fraley & Raftery,
+    2007, https://doi.org/10.1007/s00357-007-0004-5).
 
     Args:
         mean_rows: kappa, the imaginary rows at the data's mean.
