@@ -10,6 +10,7 @@ from pyrovae.evaluate.likelihood import (
     log_weights,
     reconstruct,
 )
+from pyrovae.evaluate.nonparametric import MixtureBound, mixture_bound
 from pyrovae.evaluate.paired import Comparison, Disagreements, Entry
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Entry",
     "Imputations",
     "LogLikelihood",
+    "MixtureBound",
     "Seeds",
     "bound",
     "compare",
@@ -25,6 +27,7 @@ __all__ = [
     "latents",
     "log_likelihood",
     "log_weights",
+    "mixture_bound",
     "reconstruct",
     "select",
 ]

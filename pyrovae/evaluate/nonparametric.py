@@ -11,19 +11,20 @@ Frellsen, 2018, https://arxiv.org/abs/1802.04826). Of any G, with
 
     D(h) = 1/N \sum_i p(x_i | h) / f_G(x_i) ,
 
-its own value is below the supremum, and by Jensen's inequality, as the mean over rows of f_G* / f_G
-is the mean of D over G*, its own value + log max_h D(h) is above (The Geometry of Mixture
-Likelihoods, Lindsay, 1983). At the supremum D <= 1, and = 1 at the atoms.
+its value is below the supremum, and its value + log max_h D(h) above: by Jensen's inequality, as
+the mean over rows of f_G* / f_G is the mean of D over G* (The Geometry of Mixture Likelihoods,
+Lindsay, 1983). At the supremum D <= 1, and = 1 at the atoms.
 
 The same D drives the ascent. An M-step with the responsibilities r_i ~ p(x_i | h) / f_G(x_i) moves
 h uphill on it: taken by the atoms it is EM, taken from anywhere else a search for atoms that are
-missing. With h given the weights are a convex problem, which Newton's method solves.
+missing. With h given the likelihood is concave in the weights, and EM is no more than w <- w D.
 
-The maximum of D is found by climbing from the rows, so in general the upper value is approximate.
-It is proven in two cases. Where h is a single number, p(x_i | h) rises up to its mode and falls
-thereafter, so between two neighbours of a grid that holds the modes it is at most what it is at
-one of them; D is at most the sum of these. And a probability can do no better than the frequencies
-of the rows, 1/N \sum_i log (n_i / N), n_i the number of rows equal to x_i.
+The maximum of D is searched from the rows, so in general the upper value is approximate. It is
+proven in two cases. Where h is one number of an exponential family, p(x_i | h) rises up to its
+mode and falls thereafter, so between neighbours on a grid that holds all modes it is at most what
+it is at one of them, and D at most the sum of these; a grid is as fine as it takes for up to 4096
+rows that differ. And no probabilities do better than the frequencies of the rows, of which the
+mean is 1/N \sum_i log (n_i / N) with n_i rows equal to x_i.
 """
 
 import copy
@@ -111,9 +112,8 @@ class MixtureBound:
         given = f" | {self.given}" if self.given else ""
         kind = "proven" if self.proven else "approximate"
         return (
-            f"mean log p(x{given}) <= {self.upper:.2f} nats ({kind}) on these {self.rows} rows, "
-            f"for any prior and decoder of {self.family}; "
-            f"{self.atoms} atoms reach {self.value:.2f}"
+            f"mean log p(x{given}) <= {self.upper:.2f} nats for any prior and decoder of "
+            f"{self.family} ({kind}, {self.rows} rows); {self.atoms} atoms reach {self.value:.2f}"
         )
 
 
@@ -156,7 +156,7 @@ def mixture_bound(
     """
     require_model(model)
     with torch.no_grad(), seeded(seed), unchecked():
-        family, batch, log_det = _inside(model, as_batch(data))
+        family, batch, log_det = _inside(model, _accepted(model, as_batch(data)))
         rows = _Rows(family, batch, atoms, tolerance)
         best = rows.fitted(rows.starts())
         found, top = rows.search(best)
@@ -179,28 +179,29 @@ def mixture_bound(
     )
 
 
-def _inside(model: Model, batch: Batch) -> tuple[Family, Batch, float]:
-    """A copy of the family, the rows that are its own, and their mean log-Jacobian."""
-    base: Any = model
-    while isinstance(base, Transformed):
-        base = base.base
-    if not isinstance(getattr(base, "observation", None), Family):
-        raise Error(f"'{base.kind}' has no observation family, as VAE and Mixture have", "model")
+def _accepted(model: Model, batch: Batch) -> Batch:
+    """The rows, where the model is; what there is no bound for is refused."""
     if batch.incomplete:
         raise Error("rows hold NaN, missing entries, and the bound takes complete ones: drop them")
     batch = batch.to(*destination(model))
     model.check(batch)
     if batch.context is not None:
         raise Error("there is no such bound given a context: each row could have its own mixture")
-    log_det = 0.0
-    while isinstance(model, Transformed):
-        log_det += model.log_jacobian(batch.x).double().mean().item()
-        model, batch = model.base, model.inside(batch)
-    family: Any = copy.deepcopy(base.observation).double().eval()
+    return batch
+
+
+def _inside(model: Model, batch: Batch) -> tuple[Family, Batch, float]:
+    """A copy of the family, the rows that are its own, and their mean log-Jacobian."""
+    if isinstance(model, Transformed):
+        own, rows, log_det = _inside(model.base, model.inside(batch))
+        return own, rows, log_det + model.log_jacobian(batch.x).double().mean().item()
+    if not isinstance(getattr(model, "observation", None), Family):
+        raise Error(f"'{model.kind}' has no observation family, as VAE and Mixture have", "model")
+    family: Any = copy.deepcopy(model.observation).double().eval()
     for part in family.modules():
         if isinstance(part, FREE):
             part.floor = LEAST
-    return family, batch.to(batch.x.device, torch.float64), log_det
+    return family, batch.to(batch.x.device, torch.float64), 0.0
 
 
 class _Atoms(NamedTuple):
@@ -260,7 +261,7 @@ class _Rows:
         finite = better.isfinite().flatten(1).all(-1)
         return torch.where(finite.view(-1, *[1] * (h.dim() - 1)), better, h)
 
-    def climbed(self, log_f: Tensor, steps: int, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def climbed(self, h: Tensor, log_f: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor]:
         """Each h further uphill, log D there, and the row that has the largest part in it."""
         h, ratio = h.clone(), self.ratio(h, log_f)
         log_d, row = ratio.logsumexp(0), ratio.argmax(0)
@@ -294,19 +295,23 @@ class _Rows:
         """The h, one for each chosen row, of the rows that are nearest to it."""
         y = (self.batch.x / spread(self.batch.x)).flatten(1)
         nearest = torch.cdist(y, y[chosen]).argmin(-1)
+        nearest[chosen] = torch.arange(len(chosen), device=y.device)
         r = one_hot(nearest, len(chosen)) * self.share[:, None]
         r = r / r.sum(0)
-        h = self.family.marginal(self.batch)
-        h = y.new_zeros(self.family.params) if h is None else h
-        h = h.expand(len(chosen), *h.shape)
-        for _ in range(1 if self.family.has_m_step else 5):
-            h = self.improved(h, r)
+        if self.family.has_m_step:
+            return self.improved(y.new_zeros(len(chosen), *self.family.params), r)
+        own = [self.family.marginal(self.batch[nearest == k]) for k in range(len(chosen))]
+        h = torch.stack([y.new_zeros(self.family.params) if h is None else h for h in own])
+        for _ in range(5):
+            new = self.improved(h, r)
+            gain = torch.where(r > 0, r * (self.table(new) - self.table(h)), 0.0).sum(0)
+            h = torch.where((gain > 0).view(-1, *[1] * (h.dim() - 1)), new, h)
         return h
 
     def weighed(self, h: Tensor) -> _Atoms:
         """The mixture with the best weights, without atoms whose weight is next to none."""
         table = self.table(h)
-        w = weights(table, self.share, 0.1 * self.tolerance)
+        w = _weights(table, self.share, 0.1 * self.tolerance)
         some = int((w > 1e-2 * self.tolerance * self.share.min()).sum())
         keep = w.argsort(descending=True)[: min(self.most, some)]
         w = w[keep] / w[keep].sum()
@@ -333,7 +338,7 @@ class _Rows:
         h = torch.cat([best.h, self.starts()])
         for steps in CLIMBS:
             groups = h.split(max(1, AT_ONCE // len(self.batch)))
-            climbs = [self.climbed(best.log_f, steps, group) for group in groups]
+            climbs = [self.climbed(group, best.log_f, steps) for group in groups]
             h, log_d, row = (torch.cat(column) for column in zip(*climbs, strict=True))
             order = log_d.argsort()
             highest = dict(zip(row[order].tolist(), order.tolist(), strict=True))
@@ -343,31 +348,36 @@ class _Rows:
     def above(self, best: _Atoms, top: float) -> tuple[float, bool]:
         """What no mixture exceeds, and whether that is proven."""
         upper, proven = best.value + top, False
-        if self.family.has_m_step and self.family.params.numel() == 1:
-            upper, proven = best.value + self.line(best.log_f, top + self.tolerance / 2), True
+        single = self.family.has_m_step and self.family.params.numel() == 1
+        if single and len(self.batch) ** 2 <= AT_ONCE:
+            upper, proven = best.value + self.line(best.log_f, self.tolerance / 2), True
         if self.family.measure == "counting" and not self.family.conditions:
             frequencies = float(self.share @ self.share.log())
             if frequencies <= upper + self.tolerance:
                 upper, proven = frequencies, True
         return max(upper, best.value), proven
 
-    def line(self, log_f: Tensor, target: float) -> float:
-        """What log D does not exceed for any number h: `target`, or where that fails more."""
+    def line(self, log_f: Tensor, slack: float) -> float:
+        """What log D does not exceed for any number h, at most `slack` above its maximum.
+
+        Cells of the line are halved where D may be higher than what it is known to reach.
+        """
         modes = self.family.maximize(self.family.prepare(self.batch).t).flatten().unique()
-        a, b, below = modes, torch.cat([modes[1:], modes[-1:]]), -torch.inf
-        for _ in range(50):
-            ends = (self.ratio(h.view(-1, *self.family.params), log_f) for h in (a, b))
+        a, b = modes, torch.cat([modes[1:], modes[-1:]])
+        below = top = -torch.inf
+        while True:
+            ends = [self.ratio(h.view(-1, *self.family.params), log_f) for h in (a, b)]
+            top = max(top, *(float(end.logsumexp(0).max()) for end in ends))
             log_d = torch.maximum(*ends).logsumexp(0)
-            high = log_d > target
+            high = log_d > top + slack
             below = max(below, float(torch.where(high, -torch.inf, log_d).max()))
             if not 0 < len(self.batch) * int(high.sum()) < AT_ONCE:
-                break
+                return max(below, float(log_d.max()))
             a, b = a[high], b[high]
             a, b = torch.cat([a, (a + b) / 2]), torch.cat([(a + b) / 2, b])
-        return max(below, float(log_d.max()))
 
 
-def weights(table: Tensor, share: Tensor, slack: float) -> Tensor:
+def _weights(table: Tensor, share: Tensor, slack: float) -> Tensor:
     r"""The w at which \sum_i share_i log \sum_k w_k p_ik is largest, up to `slack`, by EM.
 
     Args:

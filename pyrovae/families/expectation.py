@@ -55,13 +55,16 @@ class Prepared(NamedTuple):
 
 def densities(family: "Family", rows: Prepared, h: Tensor) -> Tensor:
     """Log p(x_i | h_k), shape `(rows, *components)`."""
-    natural = None if rows.t is None else family.natural(h)
-    return family.table(rows.batch, h) if natural is None else linear(rows.t, *natural)
+    if rows.t is None or family.natural(h) is None:
+        return family.table(rows.batch, h)
+    natural = cast(tuple[Tensor, Tensor], family.natural(h.double()))
+    return linear(rows.t, *natural)
 
 
 def linear(t: Tensor | None, eta: Tensor, a: Tensor) -> Tensor:
     """T(x_i) eta_k - A_k; in memory the rows of a component lie side by side."""
-    product = torch.addmm(-a.reshape(-1, 1), eta.flatten(0, -2), cast(Tensor, t).mT)
+    rows = cast(Tensor, t).mT
+    product = torch.addmm(-a.reshape(-1, 1).to(rows), eta.flatten(0, -2).to(rows), rows)
     return product.mT.unflatten(-1, a.shape)
 
 

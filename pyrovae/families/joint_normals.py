@@ -139,7 +139,7 @@ class TiedNormal(Family):
         return self.maximize(means)
 
     def natural(self, h: Tensor) -> tuple[Tensor, Tensor]:
-        return _natural(self, h, _tril(self, self.raw).expand(*h.shape, -1))
+        return _natural(self, h, _tril(self, self.raw).to(h).expand(*h.shape, -1))
 
     def at_floor(self, h: Tensor) -> Tensor:
         return _at_floor(self, _tril(self, self.raw)).expand(h.shape[:-1])

@@ -142,7 +142,7 @@ class Mixture(Model):
         if not statistics.finite:
             raise Error("sums over the rows overflow: scale the data, or use dtype = 'float64'")
         if self.prior is None:
-            h = self.family.improve(n.clamp(min=LEAST), statistics.t, self.h)
+            h = self.family.improve(n.clamp(min=LEAST), statistics.t, self.h.double())
             mine = (n > LEAST).reshape(*n.shape, *[1] * len(self.family.params))
             self.h.copy_(torch.where(mine, h, self.h))
         else:
@@ -150,7 +150,7 @@ class Mixture(Model):
         weights = (n + (self.concentration - 1)).clamp(min=0)
         weights = torch.where(weights.any(-1, keepdim=True), weights, n)
         share = weights / weights.sum(-1, keepdim=True)
-        self.logits.copy_(share.clamp(min=torch.finfo(n.dtype).tiny).log())
+        self.logits.copy_(share.clamp(min=torch.finfo(self.logits.dtype).tiny).log())
 
     @torch.no_grad()
     def start(self, batch: Batch) -> None:
@@ -175,12 +175,16 @@ class Mixture(Model):
     def _gather(
         self, batch: Batch, assign: Callable[[Batch, Any], tuple[Tensor, Tensor]]
     ) -> Statistics:
-        """The statistics of rows of which `assign` says to which component they belong."""
+        """The statistics of rows of which `assign` says to which component they belong.
+
+        They are summed, and the M-step is taken, in float64 in any case.
+        """
 
         def of(part: Batch) -> Statistics:
             rows = self.family.prepare(part)
             r, log_prob = assign(part, rows)
-            return Statistics(r.sum(0), self.family.expect(rows, r, self.h), log_prob)
+            t = self.family.expect(rows, r, self.h)
+            return Statistics(r.sum(0).double(), pytree.tree_map(Tensor.double, t), log_prob)
 
         return reduce(add, map(of, self._split(batch)))
 
