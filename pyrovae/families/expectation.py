@@ -55,9 +55,11 @@ class Prepared(NamedTuple):
 
 def densities(family: "Family", rows: Prepared, h: Tensor) -> Tensor:
     """Log p(x_i | h_k), shape `(rows, *components)`."""
-    if rows.t is None or family.natural(h) is None:
+    natural = None if rows.t is None else family.natural(h)
+    if natural is None:
         return family.table(rows.batch, h)
-    natural = cast(tuple[Tensor, Tensor], family.natural(h.double()))
+    if h.dtype != torch.float64:
+        natural = cast(tuple[Tensor, Tensor], family.natural(h.double()))
     return linear(rows.t, *natural)
 
 

@@ -46,8 +46,8 @@ from pyrovae.part import Shape
 
 LEAST = 1e-6
 """Rows that a component needs to have an M-step."""
-ZERO = 1e-25
-"""Responsibilities below are none: as numbers without their full precision they cost time."""
+FAINT = -60.0
+"""Log-responsibilities are at least that: below, numbers lose their precision and cost time."""
 
 
 class Mixture(Model):
@@ -128,10 +128,10 @@ class Mixture(Model):
         def assign(_: Batch, rows: Any) -> tuple[Tensor, Tensor]:
             joint = self.family.densities(rows, self.h).add_(self.logits.log_softmax(-1))
             largest = joint.amax(-1, keepdim=True)
-            r = joint.sub_(largest).exp_()  # in place: memory is what takes the time here
+            # In place: memory is what takes the time here.
+            r = joint.sub_(largest).clamp_(min=FAINT).exp_()
             total = r.sum(-1, keepdim=True)
-            log_prob = (largest + total.log()).double().sum(0)[..., 0]
-            return torch.threshold_(r.div_(total), ZERO, 0.0), log_prob
+            return r.div_(total), (largest + total.log()).double().sum(0)[..., 0]
 
         return self._gather(batch, assign)
 
@@ -194,7 +194,8 @@ class Mixture(Model):
         row = self.family.prepare(batch[:1])
         table = self.h if self.family.natural(self.h) is None else self.logits
         kept = (leaf.numel() for leaf in pytree.tree_leaves(row) if leaf is not None)
-        return batch.split(min(4096, max(64, 2**22 // (sum(kept) + table.numel()))))
+        width = (sum(kept) + table.numel()) * self.h.element_size()
+        return batch.split(min(2**14, max(64, 2**24 // width)))
 
     def repair(self, batch: Batch, statistics: Statistics) -> bool:
         """Move components with less than a row, unless a prior is to switch them off."""
