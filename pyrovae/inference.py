@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import pyro
 import pyro.infer
@@ -151,7 +151,8 @@ def em(
     Args:
         model: it has seen the data (`model.start`) and has `expect` and `maximize`.
         rows: on the model's device and in its precision; or batches of them, to be gone through
-            once an iteration, so that they need not fit into memory.
+            once an iteration, so that they need not fit into memory. Then components that are
+            left without rows stay where they are.
         epochs: iterations at most.
         tolerance: in nats per row; 0 takes all iterations.
         runs: several fits side by side, `model.beside`, that have seen the data, of which the
@@ -159,7 +160,8 @@ def em(
         advance: told the number of rows after every iteration.
     """
     runs, began, repairs = runs or model, time.perf_counter(), 0
-    batches = rows if not hasattr(rows, "to") else [as_batch(rows)]
+    whole = as_batch(rows) if hasattr(rows, "to") else None
+    batches = cast(Iterable[Batch], rows) if whole is None else [whole]
     count = sum(len(batch) for batch in batches)
     before = value = torch.tensor(-torch.inf, dtype=torch.float64)
     old: dict[str, Tensor] = {}
@@ -171,7 +173,7 @@ def em(
                 f"the fit failed in iteration {index}: the training likelihood became {log_prob}"
             )
         still = tolerance > 0 and ((value - before).abs() / count < tolerance).all()
-        if still and repairs < REPAIRS and runs.repair(next(iter(batches)), statistics):
+        if still and whole and repairs < REPAIRS and runs.repair(whole, statistics):
             still, repairs = False, repairs + 1
             statistics, value = _risen(runs, batches, before, {})
         old = {} if runs.exact_m_step else weights(runs)
