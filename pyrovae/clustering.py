@@ -244,7 +244,9 @@ def cluster_latents(
         known, names = _known(class_names(rows, classes) if labels is None else labels, len(rows))
         z, z_of_rows = (_drawn(model, as_batch(part), site, draws) for part in (train, rows))
         mixtures = [
-            Mixture(x=z.shape[2:], components=k, family=deepcopy(family))  # type: ignore[arg-type]
+            Mixture(
+                x=z.shape[2:], components=k, family=deepcopy(Family.from_spec(family, "family"))
+            )
             for k in choices
         ]
         for mixture in mixtures:

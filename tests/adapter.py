@@ -194,7 +194,7 @@ def log_gaussian_prob(x, means, precisions_chol, covariance_type):
     ).fit(x)
     family = g.model_.family
     with torch.no_grad():
-        return family.densities(family.prepare(Batch(torch.as_tensor(x))), g.model_.h).numpy()
+        return family.densities(g.model_.h)(family.prepare(Batch(torch.as_tensor(x)))).numpy()
 
 
 @torch.no_grad()

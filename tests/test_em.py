@@ -88,7 +88,7 @@ class TestFamilies:
         for many in ((2,), (2, 3)):
             h = torch.randn(*many, *family.params).double()
             with torch.no_grad():
-                found = family.densities(family.prepare(batch), h)
+                found = family.densities(h)(family.prepare(batch))
                 assert found.shape == (5, *many)
                 assert torch.allclose(found, family.table(batch, h), rtol=1e-11, atol=1e-11)
                 one_by_one = [
@@ -227,7 +227,7 @@ def test_counts_with_size_factors_reach_the_maximum(family, exposure):
     assert all(b <= a + 1e-10 for a, b in pairwise(losses))
     found = model.log_prob(batch).mean().item()
     with torch.no_grad():
-        own = model.family.densities(model.family.prepare(batch), model.h)
+        own = model.family.densities(model.h)(model.family.prepare(batch))
         assert torch.allclose(own, model.family.table(batch, model.h), rtol=1e-11, atol=1e-11)
     more = climbed(model, batch).log_prob(batch).mean().item() - found
     assert more < (2e-3 if exposure == "total" else 5e-5)
@@ -251,7 +251,7 @@ def test_large_counts_keep_their_digits_in_float32(family):
     x = family.double()(h + (7.0 if family.kind == "poisson" else 0.0)).sample()
     exact = family.table(Batch(x), h)
     h, batch = h.float(), Batch(x.float())
-    found, table = family.float().densities(family.prepare(batch), h), family.table(batch, h)
+    found, table = family.float().densities(h)(family.prepare(batch)), family.table(batch, h)
     error, least = ((each - exact).abs().max() for each in (found, table))
     assert error <= 2 * least
 

@@ -103,7 +103,7 @@ class TestMixturesOfFactorAnalysers:
         batch = Batch(torch.randn(20, 6).double() * torch.logspace(-4, 4, 6).double() + 5)
         family.double().start(batch.x)
         h = family.marginal(batch) + torch.randn(*many, 4, 6).double() * family.unit
-        found = family.densities(family.prepare(batch), h)
+        found = family.densities(h)(family.prepare(batch))
         assert found.shape == (20, *many)
         assert torch.allclose(found, family.table(batch, h), rtol=1e-10, atol=1e-10)
 

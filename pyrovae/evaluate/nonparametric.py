@@ -245,7 +245,8 @@ class _Rows:
 
     def table(self, h: Tensor) -> Tensor:
         """Log p(x_i | h_k), shape `(rows, atoms)`."""
-        return torch.cat([self.family.densities(part, h) for _, part in self.parts(h)])
+        densities = self.family.densities(h)
+        return torch.cat([densities(part) for _, part in self.parts(h)])
 
     def ratio(self, h: Tensor, log_f: Tensor) -> Tensor:
         """The terms of D: the logarithms of p(x_i | h_k) / f_G(x_i), times the rows' share."""

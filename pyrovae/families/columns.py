@@ -13,7 +13,7 @@ in units of their own, of which the sum above has the Jacobian: m and u are the 
 standard deviation of a column of real numbers; for positive ones m = 0 and u is the mean.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Annotated, Any
@@ -218,10 +218,15 @@ class Columns(Family):
     def prepare(self, batch: Batch) -> list[Any]:
         return [part.prepare(rows) for part, rows in self._batches(batch)]
 
-    def densities(self, rows: list[Any], h: Tensor) -> Tensor:
-        columns = zip(self.columns.values(), rows, self._outputs(h), strict=True)
-        tables = [part.densities(own_rows, own) for part, own_rows, own in columns]
-        return torch.stack(tables).sum(0) - self.unit.log().sum()
+    def densities(self, h: Tensor) -> Callable[[list[Any]], Tensor]:
+        columns = zip(self.columns.values(), self._outputs(h), strict=True)
+        each = [part.densities(own) for part, own in columns]
+
+        def table(rows: list[Any]) -> Tensor:
+            tables = [own(own_rows) for own, own_rows in zip(each, rows, strict=True)]
+            return torch.stack(tables).sum(0) - self.unit.log().sum()
+
+        return table
 
     def expect(self, rows: list[Any], r: Tensor, h: Tensor) -> list[Any]:
         columns = zip(self.columns.values(), rows, self._outputs(h), strict=True)

@@ -27,6 +27,7 @@ so Q never falls.
 x_i and h_k as it is, see `StudentT`.
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
@@ -53,20 +54,20 @@ class Prepared(NamedTuple):
     t: Tensor | None
 
 
-def densities(family: "Family", rows: Prepared, h: Tensor) -> Tensor:
-    """Log p(x_i | h_k), shape `(rows, *components)`."""
-    natural = None if rows.t is None else family.natural(h)
+def densities(family: "Family", h: Tensor) -> Callable[[Any], Tensor]:
+    """Log p(x_i | h_k), shape `(rows, *components)`, as a function of prepared rows."""
+    natural = family.natural(h)
     if natural is None:
-        return family.table(rows.batch, h)
+        return lambda rows: family.table(rows.batch, h)
     if h.dtype != torch.float64:
         natural = cast(tuple[Tensor, Tensor], family.natural(h.double()))
-    return linear(rows.t, *natural)
+    eta, a = natural
+    return lambda rows: linear(rows.t, eta, a)
 
 
-def linear(t: Tensor | None, eta: Tensor, a: Tensor) -> Tensor:
+def linear(t: Tensor, eta: Tensor, a: Tensor) -> Tensor:
     """T(x_i) eta_k - A_k; in memory the rows of a component lie side by side."""
-    rows = cast(Tensor, t).mT
-    product = torch.addmm(-a.reshape(-1, 1).to(rows), eta.flatten(0, -2).to(rows), rows)
+    product = torch.addmm(-a.reshape(-1, 1).to(t), eta.flatten(0, -2).to(t), t.mT)
     return product.mT.unflatten(-1, a.shape)
 
 

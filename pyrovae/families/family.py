@@ -19,6 +19,7 @@ is fitted by Newton steps on the densities of its rows, and need not say anythin
 """
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import pyro.distributions as dist
@@ -236,9 +237,9 @@ class Family(Part):
         """What the E-step needs of rows, made once for both of its halves."""
         return Prepared(batch, self.statistics(batch.x) if self.has_m_step else None)
 
-    def densities(self, rows: Any, h: Tensor) -> Tensor:
-        """As `table`, of rows that were prepared."""
-        return expectation.densities(self, rows, h)
+    def densities(self, h: Tensor) -> Callable[[Any], Tensor]:
+        """As `table`, a function of rows that were prepared; what only h says is found once."""
+        return expectation.densities(self, h)
 
     def expect(self, rows: Any, r: Tensor, h: Tensor) -> Any:
         """The statistics of the components, tensors `(*components, ...)` that add up over rows.

@@ -18,6 +18,7 @@ Rubin & Wu, 1998): with moments over rows and over z given y,
 each s_i at least at its floor, which is the maximum under that constraint too.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import pyro.distributions as dist
@@ -36,6 +37,23 @@ from pyrovae.families.family import Family
 from pyrovae.transforms import spread
 
 
+@torch.no_grad()
+def start(family: Any, x: Tensor) -> None:
+    """Take the columns' means and standard deviations from all rows."""
+    family.unit.copy_(spread(x))
+    family.center.copy_(x.mean(0))
+
+
+def present(_: Family, p: Any) -> dist.Distribution:
+    """P over the entries that are there, of a normal with a full covariance."""
+    return PresentNormal(p.loc, Full(p.scale_tril))
+
+
+def statistics(family: Any, x: Tensor) -> Tensor:
+    """The rows in units of the data and their products, see `_products`."""
+    return _products((x - family.center) / family.unit)
+
+
 class MultivariateNormal(Family):
     r"""A normal with a full covariance from the network, N(x; mu(h), L L').
 
@@ -45,6 +63,8 @@ class MultivariateNormal(Family):
 
     floor: PositiveFloat = 1e-3
 
+    start, present, statistics = start, present, statistics
+
     def setup(self, event: tuple[int, ...]) -> None:
         _refuse_arrays(self, event)
         self.event = Size(event)
@@ -52,27 +72,18 @@ class MultivariateNormal(Family):
         self.params = Size((event[0] + event[0] * (event[0] + 1) // 2,))
 
     def forward(self, h: Tensor) -> dist.Distribution:
-        return dist.MultivariateNormal(*self._split(h))
+        loc, tril = self._split(h)
+        return dist.MultivariateNormal(loc, scale_tril=tril)
 
-    def _split(self, h: Tensor) -> tuple[Tensor, None, None, Tensor]:
-        """The arguments of the distribution: the mean, and L as the fourth."""
+    def _split(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean and L."""
         (d,) = self.event
-        return h[..., :d], None, None, _tril(self, h[..., d:])
-
-    def present(self, p: Any) -> dist.Distribution:
-        return PresentNormal(p.loc, Full(p.scale_tril))
-
-    @torch.no_grad()
-    def start(self, x: Tensor) -> None:
-        self.unit.copy_(spread(x))
-        self.center.copy_(x.mean(0))
+        return h[..., :d], _tril(self, h[..., d:])
 
     def table(self, batch: Batch, h: Tensor) -> Tensor:
-        loc, _, _, tril = self._split(h)
-        return super().table(batch, h) if batch.incomplete else _table(batch.x, loc, tril)
-
-    def statistics(self, x: Tensor) -> Tensor:
-        return _products((x - self.center) / self.unit)
+        if batch.incomplete:
+            return super().table(batch, h)
+        return _table(batch.x, *self._split(h))
 
     def maximize(self, statistics: Tensor) -> Tensor:
         (d,) = self.event
@@ -81,11 +92,10 @@ class MultivariateNormal(Family):
         return torch.cat([self.center + self.unit * shift, _raw(self, covariance)], -1)
 
     def natural(self, h: Tensor) -> tuple[Tensor, Tensor]:
-        loc, _, _, tril = self._split(h)
-        return _natural(self, loc, tril)
+        return _natural(self, *self._split(h))
 
     def at_floor(self, h: Tensor) -> Tensor:
-        return _at_floor(self, self._split(h)[3])
+        return _at_floor(self, self._split(h)[1])
 
 
 class TiedNormal(Family):
@@ -100,6 +110,8 @@ class TiedNormal(Family):
 
     floor: PositiveFloat = 1e-3
 
+    present, statistics = present, statistics
+
     def setup(self, event: tuple[int, ...]) -> None:
         _refuse_arrays(self, event)
         self.event = self.params = Size(event)
@@ -109,22 +121,15 @@ class TiedNormal(Family):
     def forward(self, h: Tensor) -> dist.Distribution:
         return dist.MultivariateNormal(h, scale_tril=_tril(self, self.raw))
 
-    def present(self, p: Any) -> dist.Distribution:
-        return PresentNormal(p.loc, Full(p.scale_tril))
-
     @torch.no_grad()
     def start(self, x: Tensor) -> None:
-        self.unit.copy_(spread(x))
-        self.center.copy_(x.mean(0))
+        start(self, x)
         centred = (x - self.center) / self.unit
         self.raw.copy_(_raw(self, (centred.mT @ centred / len(x))[None])[0])
 
     def table(self, batch: Batch, h: Tensor) -> Tensor:
         tril = _tril(self, self.raw).expand(*h.shape, -1)
         return super().table(batch, h) if batch.incomplete else _table(batch.x, h, tril)
-
-    def statistics(self, x: Tensor) -> Tensor:
-        return _products((x - self.center) / self.unit)
 
     def maximize(self, statistics: Tensor) -> Tensor:
         """The means; the covariance belongs to all components, see `improve`."""
@@ -159,6 +164,8 @@ class LowRankNormal(Family):
     rank: PositiveInt = 2
     floor: PositiveFloat = 1e-3
 
+    start = start
+
     def setup(self, event: tuple[int, ...]) -> None:
         _refuse_arrays(self, event)
         self.event, self.params = Size(event), Size((2 + self.rank, *event))
@@ -172,11 +179,6 @@ class LowRankNormal(Family):
 
     def present(self, p: Any) -> dist.Distribution:
         return PresentNormal(p.loc, p.covariance)
-
-    @torch.no_grad()
-    def start(self, x: Tensor) -> None:
-        self.unit.copy_(spread(x))
-        self.center.copy_(x.mean(0))
 
     @torch.no_grad()
     def marginal(self, batch: Batch) -> Tensor:
@@ -197,14 +199,18 @@ class LowRankNormal(Family):
     def prepare(self, batch: Batch) -> Tensor:
         return moments(batch.x, self.center, self.unit)
 
-    def densities(self, rows: Tensor, h: Tensor) -> Tensor:
+    def densities(self, h: Tensor) -> Callable[[Tensor], Tensor]:
         """Those of independent entries, and what the factors explain."""
         nu, covariance = self._scaled(h)
         precision = covariance.scale.square().reciprocal()
         a = 0.5 * (covariance.log_det() + (precision * nu.square()).sum(-1))
         a = a + (self.unit.log() + HALF_LOG).sum()
         eta = torch.cat([precision * nu, -0.5 * precision], -1)
-        return linear(rows, eta, a) + 0.5 * _explained(rows, nu, covariance).square().sum(-1)
+
+        def table(rows: Tensor) -> Tensor:
+            return linear(rows, eta, a) + 0.5 * _explained(rows, nu, covariance).square().sum(-1)
+
+        return table
 
     def expect(self, rows: Tensor, r: Tensor, h: Tensor) -> tuple[Tensor, ...]:
         """The sums of y and y^2, of z, of zz' and of yz'."""

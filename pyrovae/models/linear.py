@@ -149,7 +149,7 @@ class FactorAnalysis(Model):
 
     def _expect(self, batch: Batch) -> Statistics:
         rows = self.family.prepare(batch)
-        log_prob = self.family.densities(rows, self.runs)
+        log_prob = self.family.densities(self.runs)(rows)
         r = torch.ones_like(log_prob)
         t = self.family.expect(rows, r, self.runs)
         return Statistics(r.sum(0), t, log_prob.double().sum(0))

@@ -125,8 +125,10 @@ class Mixture(Model):
                 "them: fit the mixture with method = 'svi'"
             )
 
+        densities, log_weights = self.family.densities(self.h), self.logits.log_softmax(-1)
+
         def assign(_: Batch, rows: Any) -> tuple[Tensor, Tensor]:
-            joint = self.family.densities(rows, self.h).add_(self.logits.log_softmax(-1))
+            joint = densities(rows).add_(log_weights)
             largest = joint.amax(-1, keepdim=True)
             # In place: memory is what takes the time here.
             r = joint.sub_(largest).clamp_(min=FAINT).exp_()

@@ -99,7 +99,9 @@ class Transformed(Model):
 
     def expect(self, batch: Batch) -> Statistics:
         inside = self.base.expect(self.inside(batch))
-        return replace(inside, log_prob=inside.log_prob + self.log_jacobian(batch.x).sum())
+        return replace(
+            inside, log_prob=inside.log_prob + self.log_jacobian(batch.x).double().sum()
+        )
 
     def maximize(self, statistics: Statistics) -> None:
         self.base.maximize(statistics)
