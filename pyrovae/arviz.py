@@ -46,11 +46,11 @@ def held_out_elpd(result: LogLikelihood | Entry) -> "ELPDData":
         "elpd": len(result.value) * result.mean,
         "se": len(result.value) * result.se,
         "p": np.nan,
-        "n_samples": result.particles,
+        "n_samples": int(result.particles.min()),
         "n_data_points": len(result.value),
         "scale": "log",
         "warning": bool((result.khat > result.threshold).any()),
-        "good_k": result.threshold,
+        "good_k": float(result.threshold.min()),
         "elpd_i": _by_row(result.value),
         "pareto_k": _by_row(result.khat),
     }

@@ -42,7 +42,7 @@ from pyrovae.columns import array, coded, values
 from pyrovae.data import Data
 from pyrovae.errors import Error
 from pyrovae.evaluate import select
-from pyrovae.evaluate.likelihood import BLOCK
+from pyrovae.evaluate.weights import BLOCK
 from pyrovae.families import Family
 from pyrovae.fitting import fit
 from pyrovae.models import Mixture, Model

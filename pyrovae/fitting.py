@@ -21,7 +21,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 from pyrovae.batch import Batch, Rows, as_batch, as_rows
 from pyrovae.data import Data
 from pyrovae.errors import Error
-from pyrovae.evaluate.likelihood import bound
+from pyrovae.evaluate.weights import bound
 from pyrovae.inference import Epoch, em, online_em, svi, weights
 from pyrovae.models import Model
 from pyrovae.models.model import require_model

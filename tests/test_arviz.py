@@ -7,21 +7,14 @@ import numpy as np
 import pytest
 import torch
 from matplotlib import pyplot
+from results import given
 
 from pyrovae import Mixture, compare, log_likelihood
 from pyrovae.arviz import compare as arviz_compare
 from pyrovae.arviz import held_out_elpd, plot_compare, weights
-from pyrovae.evaluate import LogLikelihood
 from pyrovae.evaluate.comparison import ranked
 
 NAMES = "abcdefghijklmnop"
-
-
-def given(value, khat=-np.inf, exact=True, particles=1):
-    none = np.zeros(len(value))
-    return LogLikelihood(
-        value, none, none + 1, none + khat, value, particles=particles, exact=exact, dimensions=2
-    )
 
 
 def comparison_of(log_p):

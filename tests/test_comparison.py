@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from results import given
 
-from pyrovae import VAE, LogLikelihood, Mixture, Seeds, compare, fit, log_likelihood
+from pyrovae import VAE, Mixture, Seeds, compare, fit, log_likelihood
 from pyrovae.evaluate import select
 from pyrovae.evaluate.comparison import ranked
 from pyrovae.evaluate.paired import decisive
@@ -14,15 +15,6 @@ from pyrovae.evaluate.paired import decisive
 
 def rows(count=200):
     return torch.randn(count, 3) * torch.tensor([1.0, 2.0, 0.5])
-
-
-def given(value, khat=-math.inf, exact=True):
-    """A result that says `value` of the rows."""
-    value = np.asarray(value, dtype=float)
-    none = np.zeros_like(value)
-    return LogLikelihood(
-        value, none + 0.1, none + 5, none + khat, value - 1, particles=9, exact=exact, dimensions=2
-    )
 
 
 def compared(**values):
@@ -174,7 +166,7 @@ def test_more_rows_lower_the_standard_error_and_more_seeds_do_not():
 
 
 def test_of_several_seeds_the_worst_diagnostics_count():
-    results = [given([-1, -2], khat=k, exact=False) for k in (-math.inf, 0.9)]
+    results = [given([-1, -2], khat=k, exact=False, mcse=0.1) for k in (-math.inf, 0.9)]
     entry = ranked({"a": [Mixture(x=(2,))] * 2}, {"a": results}, {}, {})["a"]
     assert entry.result.heavy == 1
     assert entry.result.mcse == pytest.approx(np.full(2, 0.1 / math.sqrt(2)))

@@ -22,7 +22,7 @@ from pyrovae import (
     save,
 )
 from pyrovae.distributions import HorseshoeLike
-from pyrovae.evaluate.likelihood import bound
+from pyrovae.evaluate.weights import bound
 from pyrovae.families import Columns
 from pyrovae.models import HierarchicalVAE, Mixture, Stochastic
 from pyrovae.priors import (

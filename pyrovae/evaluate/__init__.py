@@ -2,16 +2,10 @@
 
 from pyrovae.evaluate.comparison import Seeds, compare, select
 from pyrovae.evaluate.imputation import Imputations, impute
-from pyrovae.evaluate.likelihood import (
-    LogLikelihood,
-    bound,
-    latents,
-    log_likelihood,
-    log_weights,
-    reconstruct,
-)
+from pyrovae.evaluate.likelihood import LogLikelihood, log_likelihood
 from pyrovae.evaluate.nonparametric import MixtureBound, mixture_bound
 from pyrovae.evaluate.paired import Comparison, Disagreements, Entry
+from pyrovae.evaluate.weights import bound, latents, log_weights, reconstruct
 
 __all__ = [
     "Comparison",

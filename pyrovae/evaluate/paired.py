@@ -23,7 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyrovae.errors import Error
-from pyrovae.evaluate.likelihood import Array, LogLikelihood
+from pyrovae.evaluate.likelihood import LogLikelihood
+from pyrovae.evaluate.weights import Array
 from pyrovae.files import json_text
 from pyrovae.models import Model
 from pyrovae.models.model import require_positive
@@ -92,9 +93,9 @@ def standard_error(values: Array) -> float:
 
 def averaged(results: Sequence[LogLikelihood]) -> LogLikelihood:
     """Of each row, the mean over seeds of log p(x) and of the ELBO, the worst ESS and k-hat."""
-    mean, mcse, ess, khat, elbo = (
+    mean, mcse, ess, khat, elbo, jackknife, curve, particles = (
         np.stack([getattr(result, name) for result in results])
-        for name in ("value", "mcse", "ess", "khat", "elbo")
+        for name in ("value", "mcse", "ess", "khat", "elbo", "jackknife", "curve", "particles")
     )
     return replace(
         results[0],
@@ -103,6 +104,9 @@ def averaged(results: Sequence[LogLikelihood]) -> LogLikelihood:
         ess=ess.min(0),
         khat=np.fmax.reduce(khat),
         elbo=elbo.mean(0),
+        jackknife=jackknife.mean(0),
+        curve=curve.mean(0),
+        particles=particles.min(0),
     )
 
 

@@ -1,0 +1,262 @@
+r"""Log-weights, the one quantity that evaluation reduces, and what a set of them says.
+
+    log w_k = log p(x, z_k) - log q(z_k | x),   z_k ~ q(z | x),   E[w_k] = p(x) .
+
+A discrete latent of few states is summed over in w_k rather than drawn: its states are then no
+part of the error. Of K weights of a row,
+
+* log p^_K = log (1/K) \sum_k w_k is, in expectation, a lower bound on log p(x) that rises with K
+  from the ELBO at K = 1 (Importance Weighted Autoencoders, Burda, Grosse & Salakhutdinov, 2016,
+  https://arxiv.org/abs/1509.00519);
+* its standard error, by the delta method, is sd(w) / (mean(w) sqrt(K));
+* the jackknife K log p^_K - (K - 1) mean_k log p^_{K without k} has a bias of order 1/K^2 in place
+  of 1/K, and is no bound (Debiasing Evidence Approximations: On Importance-weighted Autoencoders
+  and Jackknife Variational Inference, Nowozin, 2018);
+* the effective sample size is (\sum w)^2 / \sum w^2;
+* the Pareto k-hat of the largest weights says whether the tail is too heavy for the K at hand, and
+  the standard error too small as well (Pareto Smoothed Importance Sampling, Vehtari, Simpson,
+  Gelman, Yao & Gabry, 2024, https://arxiv.org/abs/1507.02646).
+
+No training knob is read here: the log densities are the unscaled ones.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from numpy.typing import NDArray
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from pyrovae.batch import Batch, as_batch
+from pyrovae.errors import Error
+from pyrovae.models import Model
+from pyrovae.models.model import observed, require_positive
+from pyrovae.place import destination, in_mode, seeded, unchecked
+
+Array = NDArray[np.float64]
+BLOCK = 4096
+"""Rows times particles that go through a model at a time: few enough to stay in cache."""
+CURVE = (1, 10, 100, 1000, 5000)
+"""The numbers of particles at which the bound is told, from one set of draws."""
+
+
+def log_weights(model: Model, data: Any, particles: int = 1) -> Tensor:
+    """The log-weights log p(x, z) - log q(z | x), shape `(particles, rows)`, with gradient.
+
+    The model is in the mode that it is in: call `model.eval()` first where they are to be an
+    estimate of p(x), since in training dropout and labels take part.
+
+    Args:
+        model: any model whose latents live in a plate at dimension -1.
+        data: rows, shape `(rows, *x)`.
+        particles: draws of z for each row, K.
+
+    Raises:
+        Error: a latent outside the plate of the rows.
+    """
+    batch = as_batch(data).to(*destination(model))
+    model.require(batch)
+    plate = pyro.plate("particles", particles, dim=-2)
+    guide, joint = paired_traces(model, batch, plate, enumerates=model.enumerates)
+    log_p = log_density(joint, particles, len(batch))
+    log_q = log_density(guide, particles, len(batch), _is_drawn)
+    return (log_p - log_q).flatten(0, -3).logsumexp(0)
+
+
+def paired_traces(
+    model: Model, batch: Batch, plate: AbstractContextManager[Any], enumerates: bool = False
+) -> tuple[poutine.Trace, poutine.Trace]:
+    """The guide's run inside a plate, and the model's on the same latents.
+
+    Where it enumerates, a latent that can be summed over takes all its values instead of being
+    drawn, along a dimension to the left of the particles.
+    """
+    with model.scope(), unchecked():
+        with plate, poutine.enum(first_available_dim=-3) if enumerates else nullcontext():
+            guide = poutine.trace(model.guide).get_trace(batch)
+        with plate:
+            joint = poutine.trace(poutine.replay(model.model, trace=guide)).get_trace(batch)
+    drawn, scored = _latents(guide), _latents(joint)
+    if drawn != scored:
+        raise Error(
+            f"the latents of model and guide differ ({', '.join(sorted(drawn ^ scored))}): "
+            "log p(x) needs each in both"
+        )
+    return guide, joint
+
+
+def _latents(trace: poutine.Trace) -> set[str]:
+    return {
+        name
+        for name, site in sites(trace)
+        if not site["is_observed"] and not site["infer"].get("is_auxiliary")
+    }
+
+
+def _is_drawn(site: Any) -> bool:
+    return "_enumerate_dim" not in site["infer"]
+
+
+def sites(trace: poutine.Trace) -> Iterator[tuple[str, Any]]:
+    """The sample sites of a trace by name, without those of subsampling and deterministic ones."""
+    return (
+        (name, site)
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample"
+        and not site_is_subsample(site)
+        and not site["infer"].get("_deterministic")
+    )
+
+
+def refuse_global(trace: poutine.Trace, rows: int) -> None:
+    """Refuse a trace with a site that is not in the plate of the rows."""
+    for name, site in sites(trace):
+        if all((frame.dim, frame.size) != (-1, rows) for frame in site["cond_indep_stack"]):
+            raise Error(
+                f"the site '{name}' is not in a plate of the rows at dimension -1: "
+                "only local latents have a log-weight per row"
+            )
+
+
+def log_density(
+    trace: poutine.Trace, particles: int, rows: int, of: Callable[[Any], bool] = lambda _: True
+) -> Tensor:
+    """The sum of the unscaled log densities of the sites of a trace, or of some of them.
+
+    Its shape is `(states, particles, rows)`, with one state where nothing is enumerated.
+    """
+    refuse_global(trace, rows)
+    total = torch.zeros(())
+    for _, site in sites(trace):
+        if of(site):
+            entry = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+            total = total + scale_and_mask(entry, mask=site["mask"])
+    return total.expand(torch.broadcast_shapes(total.shape, (1, particles, rows)))
+
+
+def reduce(log_w: Array) -> dict[str, Array]:
+    """What log-weights `(particles, rows)` say of each row: arrays of `LogLikelihood`."""
+    particles, rows = log_w.shape
+    total = _log_sum(log_w)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ess = np.exp(2 * total - _log_sum(2 * log_w))
+        mcse = np.sqrt(np.maximum(particles / ess - 1, 0) / (particles - 1))
+    return {
+        "value": total - math.log(particles),
+        "mcse": mcse,
+        "ess": np.where(total == -np.inf, 0.0, ess),
+        "khat": np.array([_khat(column) for column in log_w.T]),
+        "elbo": log_w.mean(0),
+        "jackknife": _jackknife(log_w, total),
+        "curve": np.stack([_bound(log_w, k) for k in CURVE], -1),
+        "particles": np.full(rows, particles),
+    }
+
+
+def _log_sum(log_w: Array, axis: int = 0) -> Array:
+    """The logarithm of the sum of weights, which is -infinity where all of them are 0."""
+    top = np.maximum(log_w.max(axis, keepdims=True), np.finfo(np.float64).min)
+    with np.errstate(divide="ignore"):
+        return top.squeeze(axis) + np.log(np.exp(log_w - top).sum(axis))
+
+
+def _jackknife(log_w: Array, total: Array) -> Array:
+    """The jackknife of the bound, `(rows,)`, NaN for one particle."""
+    particles = len(log_w)
+    if particles == 1:
+        return np.full_like(total, np.nan)
+    ordered = np.sort(log_w, 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        without = np.log1p(-np.exp(ordered - total))
+        without[-1] = _log_sum(ordered[:-1]) - total
+        change = without.mean(0) + math.log(particles / (particles - 1))
+        return total - math.log(particles) - (particles - 1) * change
+
+
+def _bound(log_w: Array, k: int) -> Array:
+    """The bound of k particles, the mean over disjoint sets of k; NaN where there is no set."""
+    sets = len(log_w) // k
+    if not sets:
+        return np.full(log_w.shape[1], np.nan)
+    return _log_sum(log_w[: sets * k].reshape(sets, k, -1), 1).mean(0) - math.log(k)
+
+
+def _khat(log_w: Array) -> float:
+    """The Pareto k-hat, from the exceedances of the largest weights over the next one.
+
+    It is -infinity where they are all equal, infinity where a few outweigh the rest beyond the
+    reach of floating-point numbers, NaN where they are too few or tied.
+    """
+    from arviz_stats.base import array_stats
+
+    tail = int(min(0.2 * len(log_w), 3 * math.sqrt(len(log_w))))
+    if tail < 5 or not np.isfinite(log_w.max()):
+        return math.nan
+    cutoff, *largest = np.sort(log_w)[-tail - 1 :] - log_w.max()
+    if largest[-1] - largest[0] < 1e-9:
+        return -math.inf
+    quartile = largest[int(tail / 4 + 0.5) - 1]
+    if quartile < -700:
+        return math.inf
+    if np.exp(quartile) == np.exp(cutoff):
+        return math.nan
+    return float(array_stats.psislw(-np.maximum(log_w, log_w.max() - 1e4))[1])
+
+
+def latents(model: Model, data: Any, particles: int = 1, seed: int = 0) -> dict[str, Tensor]:
+    """Draws of the latents of each row from the guide: site to `(particles, rows, *event)`.
+
+    Args:
+        model: a fitted model.
+        data: rows, shape `(rows, *x)`, raw.
+        particles: draws for each row.
+        seed: of the draws.
+    """
+    with _guided(model, data, particles, seed) as (_, _, guide):
+        return {name: site["value"] for name, site in sites(guide)}
+
+
+def reconstruct(model: Model, data: Any, particles: int = 1, seed: int = 0) -> Tensor:
+    """Draws of x ~ p(x | z), z ~ q(z | x), shape `(particles, rows, *x)`, on the raw scale.
+
+    Args:
+        model: a fitted model.
+        data: rows, shape `(rows, *x)`, raw.
+        particles: draws for each row.
+        seed: of the draws.
+    """
+    with _guided(model, data, particles, seed) as (batch, plate, guide):
+        free = poutine.replay(poutine.uncondition(model.model), trace=guide)
+        with model.scope(), unchecked(), plate:
+            return observed(poutine.trace(free).get_trace(batch))[-1]["value"]
+
+
+@contextmanager
+def _guided(
+    model: Model, data: Any, particles: int, seed: int
+) -> Iterator[tuple[Batch, AbstractContextManager[Any], poutine.Trace]]:
+    """The rows, a plate of particles and the guide's run in it, in evaluation."""
+    require_positive(particles, "particles")
+    plate = pyro.plate("particles", particles, dim=-2)
+    with torch.no_grad(), seeded(seed), in_mode(model, False):
+        batch = as_batch(data).to(*destination(model))
+        model.check(batch)
+        yield batch, plate, paired_traces(model, batch, plate)[0]
+
+
+def bound(model: Model, data: Any, seed: int = 0) -> float:
+    """The mean ELBO over rows, one draw each, fixed by the seed; log p(x) where it is known."""
+    with torch.no_grad(), seeded(seed), in_mode(model, False):
+        batch = as_batch(data)
+        if model.exact:
+            return model.log_prob(batch).double().mean().item()
+        return sum(
+            log_weights(model, rows).double().sum().item() for rows in batch.split(BLOCK)
+        ) / len(batch)
