@@ -1,0 +1,298 @@
+r"""Annealed importance sampling, and the sandwich that says whether to trust it.
+
+Between a density p_0 that can be drawn from and the joint density lie f_b = p_0^(1-b) p(x, z)^b.
+A chain starts at u ~ p_0 and is moved by kernels that leave f_1/T, f_2/T, ... as they are, while
+it collects the weight
+
+    w = \prod_t f_t(u_t-1) / f_t-1(u_t-1),      E[w] = p(x),
+
+so that log (1/K) \sum_k w_k over K chains is, in expectation, a lower bound on log p(x), closer
+the more temperatures there are (Annealed Importance Sampling, Neal, 2001,
+https://arxiv.org/abs/physics/9803008). The moves are Hamiltonian.
+
+From an exact draw of the posterior the same chain runs backwards, and E[1 / w] = 1 / p(x): then
+-log (1/K) \sum_k 1/w_k is an upper bound. Such a draw exists for data that the model simulates,
+where z is known, so there log p(x) is caught between two bounds (Sandwiching the Marginal
+Likelihood Using Bidirectional Monte Carlo, Grosse, Ghahramani & Adams, 2015,
+https://arxiv.org/abs/1511.02543; On the Quantitative Analysis of Decoder-Based Generative Models,
+Wu, Burda, Salakhutdinov & Grosse, 2017, https://arxiv.org/abs/1611.04273). For real rows there is
+no such draw: the upper bound is not to be had.
+
+A pilot run, whose chains are then thrown away, finds for each row the length of the steps, the
+spread of u at each temperature, and where temperatures have to be dense: the noise of log w is
+least when they are equally far apart in \int sd_b[log p(x, u) - log p_0(u)] db.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+from torch import Tensor
+
+from pyrovae.batch import Batch, as_batch
+from pyrovae.evaluate.coordinates import Coordinates
+from pyrovae.evaluate.estimators import Columns, Estimator
+from pyrovae.evaluate.hamiltonian import TARGET, Path, from_guide, from_prior, move
+from pyrovae.evaluate.weights import BLOCK, Array, reduce, sites
+from pyrovae.models import Model
+from pyrovae.models.model import observed, require_model
+from pyrovae.part import validated
+from pyrovae.place import destination, in_mode, placed, seeded
+
+FEWER = 5
+"""How many times fewer temperatures the pilot run has."""
+CHAINS = 16
+"""Chains of the pilot run."""
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """How a row is annealed.
+
+    Args:
+        b: the temperatures, from 0 to 1, `(temperatures + 1, rows)`.
+        step: the length of a step at each, `(temperatures + 1, rows)`.
+        scale: the spread of u at each, `(temperatures + 1, rows, J)`.
+    """
+
+    b: Tensor
+    step: Tensor
+    scale: Tensor
+
+    def flip(self) -> "Schedule":
+        """The schedule backwards."""
+        return Schedule(*(t.flip(0) for t in vars(self).values()))
+
+
+class AIS(Estimator):
+    """Annealed importance sampling with Hamiltonian moves, each particle a chain of its own.
+
+    Annealed Importance Sampling (Neal, 2001, https://arxiv.org/abs/physics/9803008).
+
+    Args:
+        temperatures: moves of a chain, T.
+        leapfrogs: steps of a move.
+        start: what chains start from, `prior` or `guide`. A guide that leaves out a mode of the
+            posterior leaves it out here as well.
+    """
+
+    temperatures: PositiveInt = 1000
+    leapfrogs: PositiveInt = 2
+    start: Literal["prior", "guide"] = "prior"
+
+    def forward(self, model: Model, batch: Batch, particles: int | None) -> Columns:
+        chains = particles or 16
+        parts = []
+        for rows in batch.split(max(1, BLOCK // chains)):
+            at = Coordinates(model, rows, "annealing")
+            log_w = anneal(self.path(at), self.draw(at, chains), self.schedule(at), self.leapfrogs)
+            parts.append(reduce(log_w.cpu().numpy()))
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def path(self, at: Coordinates) -> Path:
+        """The path of densities from the start to the joint density."""
+        return from_prior(at) if self.start == "prior" else from_guide(at)
+
+    def draw(self, at: Coordinates, chains: int) -> Tensor:
+        """Draws from the start, `(chains, rows, J)`."""
+        return at.from_prior(chains) if self.start == "prior" else at.from_guide(chains)
+
+    def schedule(self, at: Coordinates) -> Schedule:
+        """The schedule that a pilot run finds."""
+        u = self.draw(at, CHAINS)
+        return adapted(self.path(at), u, self.temperatures, self.leapfrogs)
+
+
+def adapted(path: Path, u: Tensor, temperatures: int, leapfrogs: int) -> Schedule:
+    """The schedule that chains of a pilot run find on their way from u, `(chains, rows, J)`."""
+    b = torch.linspace(-4, 4, max(temperatures // FEWER, 20) + 1).to(u).sigmoid()
+    b = (b - b[0]) / (b[-1] - b[0])
+    rows, point, scale = u.shape[1], path(u), u.std(0)
+    step = u.new_full((rows,), 0.5)
+    found = []
+    for here in b:
+        found.append((step, scale, point.change.std(0)))
+        point, chance = move(path, point, here.expand(rows), step, scale, leapfrogs)
+        step = step * (0.5 * (chance.mean(0) - TARGET)).exp()
+        scale = (0.8 * scale.square() + 0.2 * point.u.var(0)).sqrt()
+    steps, scales, noise = (torch.stack(column) for column in zip(*found, strict=True))
+    spaced = _spaced(b, noise, temperatures)
+    nearest = torch.searchsorted(b, spaced).clamp(max=len(b) - 1)
+    wide = nearest[..., None].expand(*nearest.shape, u.shape[-1])
+    return Schedule(spaced, steps.gather(0, nearest), scales.gather(0, wide))
+
+
+def _spaced(b: Tensor, noise: Tensor, temperatures: int) -> Tensor:
+    """Temperatures at equal distances in the integral of the noise, `(temperatures + 1, rows)`.
+
+    Args:
+        b: of the pilot run, `(n,)`.
+        noise: the standard deviation of the change over chains at each, `(n, rows)`.
+        temperatures: how many.
+    """
+    noise = noise.nan_to_num(0, 0, 0) + 0.1 * noise.nan_to_num(0, 0, 0).mean(0) + 1e-9
+    pieces = 0.5 * (noise[1:] + noise[:-1]) * b.diff()[:, None]
+    length = torch.cat([torch.zeros_like(pieces[:1]), pieces.cumsum(0)])
+    length = length / length[-1]
+    wanted = torch.linspace(0, 1, temperatures + 1).to(b)
+    targets = wanted.expand(noise.shape[1], -1).contiguous()
+    after = torch.searchsorted(length.mT.contiguous(), targets).mT
+    after = after.clamp(1, len(b) - 1)
+    low, high = length.gather(0, after - 1), length.gather(0, after)
+    share = (wanted[:, None] - low) / (high - low)
+    return (b[after - 1] + share * (b[after] - b[after - 1])).contiguous()
+
+
+def anneal(path: Path, u: Tensor, schedule: Schedule, leapfrogs: int) -> Tensor:
+    """The log-weights of chains from u, `(chains, rows)`, in float64.
+
+    Args:
+        path: of the densities.
+        u: where chains start, `(chains, rows, J)`: draws from p_0, or from the posterior.
+        schedule: forwards, or for draws from the posterior backwards.
+        leapfrogs: steps of a move.
+    """
+    point, log_w = path(u), torch.zeros(u.shape[:2], dtype=torch.float64, device=u.device)
+    last = len(schedule.b) - 1
+    for t in range(last):
+        change = (schedule.b[t + 1] - schedule.b[t]).abs()
+        log_w += torch.where(change > 0, change * point.change, 0.0)
+        if t + 1 < last:
+            tuned = schedule.b[t + 1], schedule.step[t + 1], schedule.scale[t + 1]
+            point, _ = move(path, point, *tuned, leapfrogs)
+    return log_w
+
+
+@dataclass(frozen=True, eq=False)
+class Sandwich:
+    """log p(x) of simulated rows between two bounds. Every array has the shape `(rows,)`.
+
+    Args:
+        lower: the bound from below, by annealing from the start.
+        upper: the bound from above, by annealing backwards from the posterior.
+        lower_mcse: the Monte-Carlo standard error of the lower bound.
+        upper_mcse: that of the upper bound.
+        tolerance: the mean gap in nats up to which annealing is trusted.
+        temperatures: of the annealing.
+    """
+
+    lower: Array
+    upper: Array
+    lower_mcse: Array
+    upper_mcse: Array
+    tolerance: float
+    temperatures: int
+
+    @property
+    def gap(self) -> float:
+        """The mean of upper minus lower: how far either is from log p(x), at most."""
+        return float((self.upper - self.lower).mean())
+
+    @property
+    def gap_se(self) -> float:
+        """The standard error of the gap over rows and draws."""
+        return float((self.upper - self.lower).std(ddof=1) / math.sqrt(len(self.lower)))
+
+    @property
+    def trusted(self) -> bool:
+        """Whether the gap is below the tolerance by two standard errors."""
+        return self.gap + 2 * self.gap_se < self.tolerance
+
+    @property
+    def verdict(self) -> str:
+        """Whether annealing can be trusted, in a sentence."""
+        what = f"annealing with {self.temperatures} temperatures"
+        if self.trusted:
+            return f"{what} finds log p(x) of rows that the model simulates to {self.gap:.2f} nats"
+        return (
+            f"{what} may be off by {self.gap:.2f} nats even on rows that the model simulates: use "
+            "more temperatures"
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """The figures, as they are written to results.json."""
+        return {
+            "lower": float(self.lower.mean()),
+            "upper": float(self.upper.mean()),
+            "gap": self.gap,
+            "gap_se": self.gap_se,
+            "temperatures": self.temperatures,
+            "rows": len(self.lower),
+            "verdict": self.verdict,
+        }
+
+    def __str__(self) -> str:
+        return (
+            f"{self.lower.mean():.3f} < mean log p(x) < {self.upper.mean():.3f} nats, gap "
+            f"{self.gap:.3f} ± {self.gap_se:.3f} ({len(self.lower)} simulated rows): "
+            f"{self.verdict}. For real rows there is no upper bound."
+        )
+
+
+@validated
+def sandwich(
+    model: Model,
+    rows: Any = 50,
+    *,
+    particles: PositiveInt = 16,
+    method: AIS | None = None,
+    tolerance: PositiveFloat = 0.5,
+    seed: NonNegativeInt = 0,
+    device: str | None = None,
+    dtype: Literal["float32", "float64"] | None = None,
+) -> Sandwich:
+    """Lower and upper bounds on log p(x) of rows that the model simulates.
+
+    Their gap says whether annealing can be trusted for this model. The upper bound starts from the
+    z that a row was simulated with, which real rows do not have.
+
+    Args:
+        model: a fitted model with continuous latents.
+        rows: how many to simulate; or a batch, whose contexts and size factors they are given.
+        particles: chains of each row in each direction.
+        method: the annealing.
+        tolerance: the mean gap in nats up to which it is trusted.
+        seed: of the draws.
+        device: where to compute; the model's own unless given.
+        dtype: `float32` or `float64`; the model's own unless given.
+
+    Raises:
+        Error: a discrete latent, or one without coordinates.
+    """
+    require_model(model)
+    ais = method or AIS()
+    lower, upper = [], []
+    with in_mode(model, False), placed(model, device, dtype), seeded(seed), torch.no_grad():
+        batch, z = _simulated(model, rows)
+        for index in torch.arange(len(batch), device=batch.x.device).split(
+            BLOCK // particles or 1
+        ):
+            at = Coordinates(model, batch[index], "annealing")
+            path, schedule = ais.path(at), ais.schedule(at)
+            known = at.u({name: value[:, index] for name, value in z.items()})
+            known = known.expand(particles, *known.shape[1:])
+            up = anneal(path, ais.draw(at, particles), schedule, ais.leapfrogs)
+            down = anneal(path, known, schedule.flip(), ais.leapfrogs)
+            lower.append(reduce(up.cpu().numpy()))
+            upper.append(reduce(-down.cpu().numpy()))
+    below, above = (
+        [np.concatenate([part[name] for part in parts]) for name in ("value", "mcse")]
+        for parts in (lower, upper)
+    )
+    return Sandwich(
+        below[0], -above[0], below[1], above[1], tolerance=tolerance, temperatures=ais.temperatures
+    )
+
+
+def _simulated(model: Model, rows: Any) -> tuple[Batch, dict[str, Tensor]]:
+    """Rows that the model simulates, and their latents by site, `(1, rows, *event)`."""
+    given = rows if isinstance(rows, int) else as_batch(rows).to(*destination(model))
+    trace = model.draw(given)
+    x = observed(trace)[-1]["value"]
+    batch = (model.blank(x) if isinstance(given, int) else given).replace(x=x)
+    there = {id(site) for site in observed(trace)}
+    latents = {name: site["value"] for name, site in sites(trace) if id(site) not in there}
+    return batch, {name: value[None] for name, value in latents.items()}
