@@ -16,6 +16,7 @@ import torch
 from rich.console import Group
 from rich.table import Table
 
+import pyrovae.evaluate
 import pyrovae.models
 import pyrovae.objectives  # noqa: F401
 from pyrovae.errors import Error
@@ -32,7 +33,18 @@ _CITED = re.compile(
 MARKS = ("<!-- members: made by `make docs` -->", "<!-- end of members -->")
 """Between these the README has the tables."""
 _SIGNS = {"sum": "\N{N-ARY SUMMATION}", "prod": "\N{N-ARY PRODUCT}", "int": "\N{INTEGRAL}"}
-_FIRST = ("prior", "family", "network", "model", "layer", "refinement", "objective", "transform")
+_FIRST = (
+    "prior",
+    "family",
+    "network",
+    "model",
+    "layer",
+    "refinement",
+    "objective",
+    "estimator",
+    "sampler",
+    "transform",
+)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The command line: each command is a thin layer over a function, imported when it is needed."""
 
 import functools
+import math
 import sys
 from collections.abc import Callable
 from enum import StrEnum
@@ -74,9 +75,10 @@ def evaluate(run: RunFolder, changes: Changes = None, imports: Imports = None) -
     import_modules(imports or (), Path())
     found = changed(open_run(run), changes or ())
     result = evaluate_run(found)
+    elbo = result.elbo.mean()
     typer.echo(
-        f"{result.bits_per_dim:.3f} bits for each of {result.dimensions} dimensions, "
-        f"ELBO {result.elbo.mean():.2f} nats"
+        f"{result.bits_per_dim:.3f} bits for each of {result.dimensions} dimensions"
+        + ("" if math.isnan(elbo) else f", ELBO {elbo:.2f} nats")
     )
     typer.echo(str(result))
 

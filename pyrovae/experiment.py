@@ -27,6 +27,7 @@ from pyrovae.evaluate import Comparison, LogLikelihood, log_likelihood
 from pyrovae.evaluate.comparison import ranked
 from pyrovae.files import write
 from pyrovae.fitting import check_rows
+from pyrovae.models import Model
 from pyrovae.parallel import fitted
 from pyrovae.part import check, keywords
 from pyrovae.plans import Plan, planned, refuse_plans
@@ -173,7 +174,7 @@ def compare_spec(
     comparison = ranked(
         {name: [run.model for run in fits] for name, fits in of_seeds.items()},
         {
-            name: [evaluate_run(run, data, spec.evaluate) for run in fits]
+            name: [evaluate_run(run, data, _asked(run.model, spec.evaluate)) for run in fits]
             for name, fits in of_seeds.items()
         },
         {name: fmean(run.results["seconds"] for run in fits) for name, fits in of_seeds.items()},
@@ -185,6 +186,11 @@ def compare_spec(
     whole = tree | {"evaluate": spec.evaluate, "models": models}
     write(folder / "spec.toml", tomli_w.dumps(whole))
     return comparison
+
+
+def _asked(model: Model, settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of an evaluation, without an estimator for a model that needs none."""
+    return {k: v for k, v in settings.items() if k != "method"} if model.exact else settings
 
 
 def _runs(

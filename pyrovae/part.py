@@ -119,9 +119,10 @@ class Part(nn.Module, ABC):
         if isinstance(spec, str):
             spec = {"kind": spec}
         role, known = cls.__name__.lower(), cls.members
+        wanted = f"should be a{'n' * (role[0] in 'aeiou')} {role}"
         if not isinstance(spec, Mapping):
             got = f"the class {spec.__name__}" if isinstance(spec, type) else repr(spec)
-            raise Error(f"should be a {role}: a part, a kind or a table, got {got}", path)
+            raise Error(f"{wanted}: a part, a kind or a table, got {got}", path)
         if "kind" not in spec:
             raise Error(f"the table has no 'kind'. Known: {', '.join(sorted(known))}.", path)
         kind = spec["kind"]
@@ -133,7 +134,7 @@ class Part(nn.Module, ABC):
         except Error as error:
             raise error.under(path) from None
         if not isinstance(part, cls):
-            raise Error(f"should be a {role}, got '{kind}'", path)
+            raise Error(f"{wanted}, got '{kind}'", path)
         return part
 
     def spec(self) -> dict[str, Any]:

@@ -96,7 +96,9 @@ class Plan:
         best, tried = 0, []
         if len(models) > 1:
             options = {
-                k: v for k, v in self.table["evaluate"].items() if k in ("particles", "seed")
+                k: v
+                for k, v in self.table["evaluate"].items()
+                if k in ("particles", "method", "seed")
             }
             best, means = select(models, self.data.validation, **options)
             tried = [{"choice": c, "validation": v} for c, v in zip(labels, means, strict=True)]

@@ -1,15 +1,16 @@
 """Plots, with matplotlib: each draws on given axes or axes of its own, and returns them."""
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from arviz_plots import PlotCollection
     from matplotlib.axes import Axes
 
-    from pyrovae.evaluate import Comparison
+    from pyrovae.evaluate import Calibration, Comparison, LatentUse, Memorisation, PredictiveCheck
     from pyrovae.fitting import History
 
 
@@ -95,6 +96,68 @@ def paired(
         xlabel="mean log p(x) of both, nats",
         ylabel=f"log p(x), {one.name} minus {other.name}, nats",
     )
+    ax.legend()
+    return ax
+
+
+def latent_use(use: "LatentUse", ax: "Axes | None" = None) -> "Axes":
+    """The activity of each entry of z with two standard errors, on a logarithmic scale.
+
+    Entries below the dashed line are not active, those that are not used are grey. What has no
+    activity, such as a class, is left out.
+    """
+    ax = _axes(ax)
+    names: list[str] = []
+    for site in use.sites:
+        activity = site.activity.mean(0)
+        se = site.activity.std(0) / math.sqrt(len(site.activity))
+        for j in np.flatnonzero(~np.isnan(activity)):
+            color = "C0" if site.used[j] else "grey"
+            ax.bar(len(names), activity[j], yerr=2 * se[j], color=color, capsize=3)
+            names.append(site.entries[j])
+    ax.axhline(0.01, color="grey", linewidth=0.8, linestyle="--")
+    ax.set_yscale("log")
+    ax.set_ylim(bottom=1e-3)
+    if len(names) <= 32:
+        ax.set_xticks(range(len(names)), names, rotation="vertical")
+    ax.set(xlabel="entry of z", ylabel="activity, in variances of the prior")
+    return ax
+
+
+def pit(
+    check: "Calibration | PredictiveCheck", most: int = 12, **options: Any
+) -> "PlotCollection":
+    """The plot of `arviz_plots.plot_ecdf_pit`: how far PIT values are from uniform, with a band.
+
+    Where a line is above 0, there are too many low ranks: the draws are too high. The band is for
+    one quantity by itself. Where rows miss entries, as many are shown of each quantity as the one
+    with fewest has.
+
+    Args:
+        check: what `calibrate` or `predictive_check` gives.
+        most: how many quantities, those that deviate most.
+        options: those of `arviz_plots.plot_ecdf_pit`.
+    """
+    import arviz_plots
+    from xarray import Dataset, DataTree
+
+    test = check.test
+    values = {test.names[i]: test.pit[~np.isnan(test.pit[:, i]), i] for i in test.order[:most]}
+    rows = min(map(len, values.values()))
+    data = Dataset({name: ("row", u[:rows]) for name, u in values.items()})
+    tree = DataTree.from_dict({"pit": data})
+    return arviz_plots.plot_ecdf_pit(tree, group="pit", sample_dims=["row"], **options)
+
+
+def memorisation(memorisation: "Memorisation", ax: "Axes | None" = None) -> "Axes":
+    """The share of samples, and of test rows, within a distance of the nearest training row.
+
+    A line of samples above that of test rows is a sign of copies.
+    """
+    ax = _axes(ax)
+    ax.ecdf(memorisation.distances, label="samples")
+    ax.ecdf(memorisation.test_distances, label="test rows")
+    ax.set(xlabel="distance to the nearest training row", ylabel="share within the distance")
     ax.legend()
     return ax
 

@@ -17,7 +17,6 @@ import tempfile
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import astuple, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,9 +32,9 @@ from pyrovae.files import json_text, write
 from pyrovae.fitting import History
 from pyrovae.models import Model
 from pyrovae.place import seeded
+from pyrovae.versions import versions
 
 FILES = ("spec.toml", "weights.safetensors", "history.csv", "results.json")
-PACKAGES = ("pyrovae", "torch", "pyro-ppl", "numpy", "scikit-learn", "arviz-stats")
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,17 +238,6 @@ WRITERS: dict[str, Callable[[torch.Tensor, IO[bytes]], None]] = {
     ".npy": _npy,
     ".png": _png,
 }
-
-
-def versions() -> dict[str, str]:
-    """The versions of the packages that figures depend on."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _tensors(path: Path, model: Model) -> dict[str, torch.Tensor]:

@@ -14,6 +14,7 @@ Where a model's field takes one value, a list is a choice, made on the validatio
 `--set a.b=c` changes an entry. All tables are checked before anything is loaded or fitted.
 """
 
+import functools
 import importlib
 import sys
 import tomllib
@@ -34,6 +35,8 @@ from pyrovae.variants import Tree, axes, axes_of, folder_name, merged, nested, p
 
 RESERVED = ("", "..", "spec.toml", *FILES)
 TABLES = ("data", "evaluate", "grid", "import", "model", "models", "seeds", "train")
+ESTIMATOR = {"evaluate.method", "evaluate.method.kind"}
+"""The paths that choose another estimator."""
 TAKEN = {"x": "data", "context": "data.context", "classes": "data.labels"}
 """Fields of a model that a spec takes from the data, and what of these decides them."""
 
@@ -109,8 +112,7 @@ def read_spec(path: Path, changes: Sequence[str] = ()) -> Spec:
 
 def parse(tree: Tree, name: str, changes: Sequence[str] = (), folder: Path | None = None) -> Spec:
     """Check the tables of a spec, which may import modules from its folder."""
-    for change in changes:
-        tree = _set(tree, change)
+    tree = _edited(tree, changes)
     for key in tree:
         if key not in TABLES:
             raise Error(unknown("table", key, TABLES))
@@ -283,6 +285,14 @@ def _inherited(tables: Tree, key: str, prefix: str, seen: tuple[str, ...]) -> Tr
     return merged(_inherited(tables, parent, prefix, (*seen, key)), table)
 
 
+def _edited(tree: Tree, changes: Sequence[str]) -> Tree:
+    """The tree with changes; another estimator begins with its own number of particles."""
+    if {change.partition("=")[0].strip() for change in changes} & ESTIMATOR:
+        table = _table(tree.get("evaluate", {}), "evaluate")
+        tree = tree | {"evaluate": {k: v for k, v in table.items() if k != "particles"}}
+    return functools.reduce(_set, changes, tree)
+
+
 def _set(tree: Tree, change: str) -> Tree:
     path, sign, text = change.partition("=")
     steps = _steps(path)
@@ -312,12 +322,10 @@ def _steps(path: str) -> tuple[str, ...]:
 
 def changed(run: Run, changes: Sequence[str]) -> Run:
     """A run with another evaluation, or with its data at another place."""
-    tree = run.spec
     for change in changes:
         if change.split(".")[0] != "evaluate" and not change.startswith("data.path="):
             raise Error(f"a finished run takes changes of evaluate and data.path, got '{change}'")
-        tree = _set(tree, change)
-    return replace(run, spec=tree)
+    return replace(run, spec=_edited(run.spec, changes))
 
 
 def import_modules(modules: Sequence[str], folder: Path | None) -> None:

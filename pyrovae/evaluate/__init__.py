@@ -1,27 +1,54 @@
 """Evaluation: how good is the model, and how good is the number that says so."""
 
+from pyrovae.evaluate.annealing import Sandwich, sandwich
+from pyrovae.evaluate.calibration import Calibration, calibrate
 from pyrovae.evaluate.comparison import Seeds, compare, select
+from pyrovae.evaluate.copies import Memorisation, memorisation
 from pyrovae.evaluate.imputation import Imputations, impute
+from pyrovae.evaluate.latent_use import latent_use
 from pyrovae.evaluate.likelihood import LogLikelihood, log_likelihood
+from pyrovae.evaluate.mcmc import Posterior, posterior
 from pyrovae.evaluate.nonparametric import MixtureBound, mixture_bound
 from pyrovae.evaluate.paired import Comparison, Disagreements, Entry
+from pyrovae.evaluate.predictive import PredictiveCheck, predictive_check
+from pyrovae.evaluate.samples import SampleGrade, grade_samples
+from pyrovae.evaluate.twosample import TwoSample, c2st, mmd
+from pyrovae.evaluate.use import LatentUse, SiteUse
 from pyrovae.evaluate.weights import bound, latents, log_weights, reconstruct
 
 __all__ = [
+    "Calibration",
     "Comparison",
     "Disagreements",
     "Entry",
     "Imputations",
+    "LatentUse",
     "LogLikelihood",
+    "Memorisation",
     "MixtureBound",
+    "Posterior",
+    "PredictiveCheck",
+    "SampleGrade",
+    "Sandwich",
     "Seeds",
+    "SiteUse",
+    "TwoSample",
     "bound",
+    "c2st",
+    "calibrate",
     "compare",
+    "grade_samples",
     "impute",
+    "latent_use",
     "latents",
     "log_likelihood",
     "log_weights",
+    "memorisation",
     "mixture_bound",
+    "mmd",
+    "posterior",
+    "predictive_check",
     "reconstruct",
+    "sandwich",
     "select",
 ]

@@ -23,7 +23,6 @@ spread of u at each temperature, and where temperatures have to be dense: the no
 least when they are equally far apart in \int sd_b[log p(x, u) - log p_0(u)] db.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -35,7 +34,8 @@ from torch import Tensor
 from pyrovae.batch import Batch, as_batch
 from pyrovae.evaluate.coordinates import Coordinates
 from pyrovae.evaluate.estimators import Columns, Estimator
-from pyrovae.evaluate.hamiltonian import TARGET, Path, from_guide, from_prior, move
+from pyrovae.evaluate.hamiltonian import QUARTER, TARGET, Path, from_guide, from_prior, move
+from pyrovae.evaluate.paired import standard_error
 from pyrovae.evaluate.weights import BLOCK, Array, reduce, sites
 from pyrovae.models import Model
 from pyrovae.models.model import observed, require_model
@@ -111,12 +111,13 @@ def adapted(path: Path, u: Tensor, temperatures: int, leapfrogs: int) -> Schedul
     b = torch.linspace(-4, 4, max(temperatures // FEWER, 20) + 1).to(u).sigmoid()
     b = (b - b[0]) / (b[-1] - b[0])
     rows, point, scale = u.shape[1], path(u), u.std(0)
-    step = u.new_full((rows,), 0.5)
+    longest = QUARTER / leapfrogs
+    step = u.new_full((rows,), longest / 2)
     found = []
     for here in b:
         found.append((step, scale, point.change.std(0)))
         point, chance = move(path, point, here.expand(rows), step, scale, leapfrogs)
-        step = step * (0.5 * (chance.mean(0) - TARGET)).exp()
+        step = (step * (0.5 * (chance.mean(0) - TARGET)).exp()).clamp(max=longest)
         scale = (0.8 * scale.square() + 0.2 * point.u.var(0)).sqrt()
     steps, scales, noise = (torch.stack(column) for column in zip(*found, strict=True))
     spaced = _spaced(b, noise, temperatures)
@@ -194,7 +195,7 @@ class Sandwich:
     @property
     def gap_se(self) -> float:
         """The standard error of the gap over rows and draws."""
-        return float((self.upper - self.lower).std(ddof=1) / math.sqrt(len(self.lower)))
+        return standard_error(self.upper - self.lower)
 
     @property
     def trusted(self) -> bool:

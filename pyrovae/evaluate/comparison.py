@@ -10,11 +10,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from pydantic import PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from pyrovae.data import Data
 from pyrovae.errors import Error
+from pyrovae.evaluate.estimators import Estimator
 from pyrovae.evaluate.likelihood import LogLikelihood, log_likelihood
 from pyrovae.evaluate.paired import Comparison, Entry, averaged, standard_error
 from pyrovae.models import Model
@@ -37,10 +38,23 @@ class Seeds(tuple[Model, ...]):
     """
 
 
+@validated
 def select(
-    candidates: Sequence[Model], validation: Any, *, particles: int = 1000, seed: int = 0
+    candidates: Sequence[Model],
+    validation: Any,
+    *,
+    particles: PositiveInt | None = None,
+    method: Estimator | None = None,
+    seed: NonNegativeInt = 0,
 ) -> tuple[int, list[float]]:
     """The candidate with the highest mean log p(x) on validation rows: its index, and all means.
+
+    Args:
+        candidates: fitted models.
+        validation: rows, shape `(rows, *x)`, raw.
+        particles: draws of z for each row; the estimator's own number unless given.
+        method: the estimator, where log p(x) is not known.
+        seed: of the draws.
 
     Raises:
         Error: no candidates, or no validation rows to choose on.
@@ -51,7 +65,7 @@ def select(
         raise Error("a choice among candidates is made on validation rows: pass validation")
     refuse_incomparable({f"candidate {i + 1}": model for i, model in enumerate(candidates)})
     means = [
-        log_likelihood(model, validation, particles=particles, seed=seed).mean
+        _log_p(model, validation, particles=particles, method=method, seed=seed).mean
         for model in candidates
     ]
     return max(range(len(means)), key=means.__getitem__), means
@@ -63,8 +77,9 @@ def compare(
     test: Any,
     validation: Any = None,
     *,
-    particles: PositiveInt = 1000,
-    seed: int = 0,
+    particles: PositiveInt | None = None,
+    method: Estimator | None = None,
+    seed: NonNegativeInt = 0,
     seconds: dict[str, float] | None = None,
 ) -> Comparison:
     """Compare fitted models on the same test rows.
@@ -75,7 +90,8 @@ def compare(
         test: rows, shape `(rows, *x)`, raw; or the `Data` that `load` gives, for its test rows
             and, unless `validation` is given, its validation rows.
         validation: rows on which choices are made; never the test rows.
-        particles: draws of z for each row.
+        particles: draws of z for each row; the estimator's own number unless given.
+        method: the estimator of `log_likelihood`, where log p(x) is not known.
         seed: of the draws.
         seconds: how long each took to fit, for the table.
 
@@ -88,7 +104,7 @@ def compare(
     if isinstance(test, Data) and validation is None:
         validation = test.validation
     chosen: dict[str, str] = {}
-    options = {"particles": particles, "seed": seed}
+    options = {"particles": particles, "method": method, "seed": seed}
     fits = {
         name: _several(model)
         if isinstance(model, (Model, Seeds))
@@ -101,7 +117,7 @@ def compare(
 
     def result(model: Model) -> LogLikelihood:
         rows = test.rows_of(model, "test")[0] if isinstance(test, Data) else test
-        return log_likelihood(model, rows, particles=particles, seed=seed)
+        return _log_p(model, rows, **options)
 
     results = {name: [result(model) for model in of_seeds] for name, of_seeds in fits.items()}
     refuse_incomparable(every)
@@ -131,6 +147,11 @@ def ranked(
         fits, took = _several(models[name]), seconds.get(name, math.nan)
         entries.append(Entry(name, fits, seeds[name], float(d.mean()), standard_error(d), took))
     return Comparison(tuple(entries), chosen)
+
+
+def _log_p(model: Model, rows: Any, **options: Any) -> LogLikelihood:
+    """What `log_likelihood` gives, exact where that can be."""
+    return log_likelihood(model, rows, **options | ({"method": None} if model.exact else {}))
 
 
 def _several(value: T | Sequence[T]) -> tuple[T, ...]:
@@ -186,7 +207,7 @@ def _finalist(
     candidates: Sequence[Model],
     validation: Any,
     chosen: dict[str, str],
-    options: dict[str, int],
+    options: dict[str, Any],
 ) -> Model:
     index, means = select(candidates, validation, **options)
     tried = ", ".join(f"{mean:.2f}" for mean in means)

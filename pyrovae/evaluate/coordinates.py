@@ -124,7 +124,7 @@ def _map(name: str, p: Any, purpose: str) -> Any:
     if support.is_discrete:
         raise Error(
             f"the latent '{name}' is discrete, and {purpose} needs continuous ones: use "
-            "method = 'iwae', which sums over few states"
+            "method = 'iwae' as it is, which sums over few states"
         )
     plain = support
     if isinstance(support, constraints.interval):
@@ -134,5 +134,5 @@ def _map(name: str, p: Any, purpose: str) -> Any:
     except NotImplementedError:
         raise Error(
             f"the latent '{name}' is on a space without coordinates, such as a circle or sphere, "
-            f"and {purpose} needs some: use method = 'iwae'"
+            f"and {purpose} needs some: use method = 'iwae' as it is"
         ) from None

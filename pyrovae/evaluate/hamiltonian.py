@@ -14,8 +14,8 @@ https://arxiv.org/abs/1206.1901). s, of the size of the spread of u, and e are e
 are found before anything is drawn with them: see `annealing` and `samplers`.
 
 Chains are the first dimension, rows the second: u is `(chains, rows, J)`, densities
-`(chains, rows)`. e is jittered by a fifth, and L e is at most a quarter of the period of a normal
-density in units of s, pi / 2: its end then owes nothing to where it began.
+`(chains, rows)`. e is jittered by a fifth, and adaptation keeps L e below pi / 2, a quarter of the
+period of a normal density in units of s, whose end owes nothing to where it began.
 """
 
 import math
@@ -29,6 +29,8 @@ from pyrovae.evaluate.coordinates import Coordinates
 
 TARGET = 0.8
 """The share of moves that adaptation aims to have accepted."""
+QUARTER = 0.5 * math.pi
+"""The longest trajectory, in units of the spread of u."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,13 +118,13 @@ def move(
         path: of the densities.
         here: where the chains are.
         b: the place on the path, `(rows,)`.
-        step: the length of a leapfrog step, `(rows,)`.
+        step: the length of a leapfrog step, `(rows,)`, at most `QUARTER / leapfrogs`.
         scale: s, `(rows, J)`.
         leapfrogs: steps, L.
     """
     v = torch.randn_like(here.u)
     jitter = 0.8 + 0.4 * torch.rand_like(here.start)
-    e = (step.clamp(max=0.5 * math.pi / leapfrogs) * jitter)[..., None] * scale
+    e = (step * jitter)[..., None] * scale
     there, w = here, v
     for _ in range(leapfrogs):
         w = w + 0.5 * e * there.slope(b)

@@ -2,12 +2,14 @@ r"""How large log p(x) is, for each row, and how sure that is.
 
 Where the integral log p(x) = log \int p(x, z) dz is not known, an *estimator* finds it: `iwae`
 from draws of the guide, `ais` by annealing, `grid` by summing where z has few entries. The first
-two are, in expectation, lower bounds: how far below log p(x) they stay is seen where the bound is
-told for several K, in the k-hat of the weights, and by comparing the estimators. See
-`pyrovae.evaluate.estimators`, and `pyrovae.evaluate.weights` for what is said of a set of weights.
+two are, in expectation, lower bounds. How far below log p(x) they stay shows where the bound still
+rises with K, in the k-hat of the weights, and where estimators differ; no draw of the guide shows
+a mode of the posterior that the guide leaves out. `pyrovae.evaluate.weights` defines what is said
+of a set of weights.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,15 +19,13 @@ from numpy.typing import NDArray
 from pydantic import NonNegativeInt, PositiveInt
 
 from pyrovae.batch import as_batch
-from pyrovae.evaluate.estimators import IWAE, Estimator, Exact
+from pyrovae.errors import Error
+from pyrovae.evaluate.estimators import IWAE, Estimator, Exact, Grid
 from pyrovae.evaluate.weights import CURVE, Array
 from pyrovae.models import Model
 from pyrovae.models.model import require_model
 from pyrovae.part import validated
 from pyrovae.place import in_mode, placed, seeded
-
-KINDS = {"exact": "exact", "grid": "quadrature"}
-"""What the figures of an estimator are, where they are no lower bounds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,15 +34,15 @@ class LogLikelihood:
 
     Args:
         value: the estimate of log p(x), `(rows,)`; -infinity where all weights are 0.
-        mcse: its Monte-Carlo standard error, 0 where it is exact; of `grid` how much the value
-            changes with half the points.
+        mcse: its Monte-Carlo standard error: 0 where it is exact, NaN for one particle, infinite
+            where all weights are 0; of `grid` how much the value changes with half the points.
         ess: the effective sample size.
         khat: the Pareto k-hat; -infinity where all weights are equal, NaN where they are too few.
-        elbo: the mean log-weight, of `iwae` an estimate of the ELBO.
-        jackknife: the value with a smaller bias, and no bound.
+        elbo: the mean log-weight of draws of the guide, the ELBO; NaN where there are none.
+        jackknife: the value with a smaller bias, and no bound; NaN for one particle.
         curve: the bound for K = 1, 10, 100, 1000 and 5000 particles, `(rows, 5)`, all from the
             same draws, NaN beyond those that there are.
-        particles: the draws for each row, K.
+        particles: the draws for each row, K, or the points of `grid`.
         method: the kind of the estimator.
         dimensions: the entries of one row, D.
         given: what the rows are conditioned on, empty for log p(x) itself.
@@ -65,12 +65,13 @@ class LogLikelihood:
     @property
     def exact(self) -> bool:
         """Whether this is log p(x) itself."""
-        return self.method == Exact.kind
+        return self.kind == Exact.figure
 
     @property
     def kind(self) -> str:
         """`exact`, `lower bound` (in expectation) or `quadrature`."""
-        return KINDS.get(self.method, "lower bound")
+        known: Any = Estimator.members[self.method]
+        return str(known.figure)
 
     @property
     def mean(self) -> float:
@@ -80,12 +81,10 @@ class LogLikelihood:
     @property
     def se(self) -> float:
         """The standard error of the mean over rows, seen as a sample; NaN for a single row."""
+        if len(self.value) == 1:
+            return math.nan
         with np.errstate(invalid="ignore"):
-            return (
-                float(self.value.std(ddof=1) / math.sqrt(len(self.value)))
-                if len(self.value) > 1
-                else math.nan
-            )
+            return float(self.value.std(ddof=1) / math.sqrt(len(self.value)))
 
     @property
     def mean_mcse(self) -> float:
@@ -95,16 +94,18 @@ class LogLikelihood:
     def interval(self, level: float = 0.95) -> tuple[Array, Array]:
         """The ends of each row's interval for log p(x), `(rows,)`.
 
-        By Student's t with K - 1 degrees of freedom. It holds where the weights have a variance:
-        see `khat`.
+        By Student's t with K - 1 degrees of freedom, which needs weights with a variance: see
+        `khat`. Where all weights are 0 or there is one, the interval has no ends.
 
         Args:
             level: the probability that the interval holds log p(x).
         """
         from scipy.stats import t
 
-        wide = t.ppf((1 + level) / 2, np.maximum(self.particles - 1, 1)) * self.mcse
-        return self.value - wide, self.value + wide
+        known = np.isfinite(self.mcse)
+        value, mcse = np.where(known, [self.value, self.mcse], [[0.0], [np.inf]])
+        wide = t.ppf((1 + level) / 2, np.maximum(self.particles - 1, 1)) * mcse
+        return value - wide, value + wide
 
     @property
     def bits_per_dim(self) -> float:
@@ -155,31 +156,43 @@ class LogLikelihood:
 
     def __str__(self) -> str:
         given = f" | {self.given}" if self.given else ""
+        se = "" if math.isnan(self.se) else f" ± {self.se:.2f}"
+        kind = self.kind if self.exact else f"{self.kind} by {self.method}"
         rows = f"{len(self.value)} row{'s' * (len(self.value) > 1)}"
-        figure = f"log p(x{given}) = {self.mean:.2f} ± {self.se:.2f} nats"
-        if self.exact:
-            return f"{figure} (exact, {rows})"
-        used = f"{self.particles.min():.0f}"
-        if self.particles.min() < self.particles.max():
-            used = f"{used} to {self.particles.max():.0f}"
-        heavy = "" if math.isnan(self.heavy) else f", k-hat > 0.7 in {self.heavy:.1%} of rows"
-        text = (
-            f"{figure} ({self.kind} by {self.method}, {rows}, {used} "
-            f"{'points' if self.method == 'grid' else 'particles'}, "
-            f"Monte-Carlo error {self.mean_mcse:.3f}{heavy})"
-        )
+        how = ", ".join([kind, rows, *([] if self.exact else self._basis())])
+        return "; ".join([f"log p(x{given}) = {self.mean:.2f}{se} nats ({how})", *self._trouble()])
+
+    def _basis(self) -> Iterator[str]:
+        """What the estimate rests on."""
+        least, most = self.particles.min(), self.particles.max()
+        used = f"{least:.0f}" if least == most else f"{least:.0f} to {most:.0f}"
+        yield f"{used} {'points' if self.method == Grid.kind else 'particles'}"
+        if not math.isnan(self.mean_mcse):
+            yield f"Monte-Carlo error {self.mean_mcse:.3f}"
+        if not math.isnan(self.heavy):
+            yield f"k-hat > 0.7 in {self.heavy:.1%} of rows"
+
+    def _trouble(self) -> Iterator[str]:
+        """What is not as it should be, and in which rows."""
         if len(self.unreached):
-            text += (
-                f"; the error of {len(self.unreached)} rows is above {self.tolerance:g} nats: "
-                f"{_named(self.unreached)}"
-            )
+            yield f"the error is above {self.tolerance:g} nats in {_named(self.unreached)}"
         if len(lost := np.flatnonzero(np.isneginf(self.value))):
-            text += f"; all weights are 0 in {len(lost)} of them: {_named(lost)}"
-        return text
+            yield f"all weights are 0 in {_named(lost)}"
 
 
 def _named(rows: NDArray[np.intp]) -> str:
-    return ", ".join(map(str, rows[:5].tolist())) + ", ..." * (len(rows) > 5)
+    """Rows by their places: "rows 2, 3, 5, 7, 11 and 20 others"."""
+    more = f" and {len(rows) - 5} others" if len(rows) > 5 else ""
+    return f"row{'s' * (len(rows) > 1)} {', '.join(map(str, rows[:5].tolist()))}{more}"
+
+
+def _refuse_undefined(value: Array) -> None:
+    """Refuse values that are no logarithm of a density."""
+    if len(bad := np.flatnonzero(np.isnan(value) | (value == np.inf))):
+        raise Error(
+            f"log p(x) is not a number in {_named(bad)}: a density of the model or of its guide "
+            "is NaN or infinite there"
+        )
 
 
 @validated
@@ -199,7 +212,8 @@ def log_likelihood(
     Args:
         model: a fitted model; it is as it was, to the bit, afterwards.
         data: rows, shape `(rows, *x)`, raw.
-        particles: draws of z for each row, K; 1000 for `iwae` and 16 for `ais` unless given.
+        particles: draws of z for each row, K, or with a tolerance the fewest; unless given, 1000
+            for `iwae` and 16 for `ais`.
         method: the estimator; `exact` where log p(x) is known and `iwae` otherwise unless given.
         rows: the first rows only; all unless given.
         seed: of the draws.
@@ -209,7 +223,7 @@ def log_likelihood(
 
     Raises:
         Error: rows of the wrong shape, not finite or outside the support; a latent that is not
-            local; an estimator that cannot take the model.
+            local; an estimator that cannot take the model; densities that are not finite.
 
     Example:
         >>> from pyrovae import Mixture
@@ -228,6 +242,7 @@ def log_likelihood(
         batch = as_batch(data)[:rows].to(*place)
         model.check(batch)
         columns = estimator(model, batch, particles)
+    _refuse_undefined(columns["value"])
     return LogLikelihood(
         **columns,
         method=estimator.kind,

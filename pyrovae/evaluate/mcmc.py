@@ -152,7 +152,8 @@ def _mixing(z: Draws) -> tuple[Array, Array]:
     if entries.shape[1] < 4:
         none = np.full(entries.shape[2], math.nan)
         return none, none
-    rhat, ess = (
-        of(entries, chain_axis=0, draw_axis=1) for of in (array_stats.rhat, array_stats.ess)
-    )
+    with np.errstate(divide="ignore", invalid="ignore"):  # of states that never change
+        rhat, ess = (
+            of(entries, chain_axis=0, draw_axis=1) for of in (array_stats.rhat, array_stats.ess)
+        )
     return np.fmax.reduce(rhat, -1), np.fmin.reduce(ess, -1)

@@ -10,8 +10,10 @@ q(z | x), no more than what is to be judged, and `resampled` are such draws take
 probabilities proportional to p(x, z) / q(z | x).
 """
 
+import math
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pyro
 import torch
@@ -19,18 +21,30 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from pyrovae.batch import Batch
+from pyrovae.errors import Error
 from pyrovae.evaluate.coordinates import Coordinates
-from pyrovae.evaluate.hamiltonian import TARGET, from_prior, move
-from pyrovae.evaluate.weights import Array, log_density, paired_traces, reduce, sites
+from pyrovae.evaluate.hamiltonian import QUARTER, TARGET, from_prior, move
+from pyrovae.evaluate.weights import (
+    BLOCK,
+    Array,
+    log_density,
+    paired_traces,
+    reduce,
+    sites,
+)
 from pyrovae.models import Model
 from pyrovae.part import Part
 
 Draws = dict[str, Tensor]
 """Draws of latents by site, `(chains, draws, rows, *event)`."""
+HALVES = "chains // 2 at the guide, the others at the prior"
 
 
 class Sampler(Part):
     """The role of a way to draw from p(z | x). `Guide` is the shortest member."""
+
+    origin: ClassVar[str] = ""
+    """Where chains start, of a member whose chains move: of others R-hat says nothing."""
 
     def setup(self) -> None:
         """Nothing to make: a sampler has no tensors."""
@@ -55,7 +69,7 @@ class Guide(Sampler):
     def forward(
         self, model: Model, batch: Batch, chains: int, draws: int
     ) -> tuple[Draws, dict[str, Array]]:
-        z, _ = _weighted(model, batch, chains * draws)
+        z, _ = weighted(model, batch, chains * draws)
         return {name: value.unflatten(0, (chains, draws)) for name, value in z.items()}, {}
 
 
@@ -71,7 +85,13 @@ class Resampled(Sampler):
     def forward(
         self, model: Model, batch: Batch, chains: int, draws: int
     ) -> tuple[Draws, dict[str, Array]]:
-        z, log_w = _weighted(model, batch, self.particles)
+        z, log_w = weighted(model, batch, self.particles)
+        if lost := int(log_w.isneginf().all(0).sum()):
+            raise Error(
+                f"all weights of {lost} rows are 0: draws of the guide cannot stand for their "
+                "posterior; use hmc",
+                "method",
+            )
         chosen = torch.multinomial(log_w.mT.softmax(-1), chains * draws, replacement=True).mT
         rows = torch.arange(len(batch), device=chosen.device)
         taken = {name: value[chosen, rows] for name, value in z.items()}
@@ -94,6 +114,7 @@ class HMC(Sampler):
 
     warmup: PositiveInt = 500
     leapfrogs: PositiveInt = 5
+    origin = HALVES
 
     def forward(
         self, model: Model, batch: Batch, chains: int, draws: int
@@ -101,14 +122,16 @@ class HMC(Sampler):
         at = Coordinates(model, batch, "Hamiltonian Monte Carlo")
         path, b = from_prior(at), torch.ones(len(batch)).to(batch.x)
         point = path(starts(at, chains))
-        pace, scale = Pace(b / self.leapfrogs), point.u.std(0).nan_to_num(1.0).clamp(min=1e-3)
-        spread = Spread(point.u)
+        longest = QUARTER / self.leapfrogs
+        pace, spread = Pace(b * longest / 2, longest), Spread(point.u)
+        scale = at.from_prior(32).std(0)
         for index in range(self.warmup):
             point, chance = move(path, point, b, pace.step, scale, self.leapfrogs)
             pace.learn(chance.mean(0))
             spread.add(point.u)
             if index + 1 in _updates(self.warmup):
-                scale, spread, pace = spread.sd, Spread(point.u), Pace(pace.settled)
+                scale, spread = spread.sd, Spread(point.u)
+                pace = Pace(pace.settled, longest)
         found, accepted = [], torch.zeros_like(b)
         for _ in range(draws):
             point, chance = move(path, point, b, pace.settled, scale, self.leapfrogs)
@@ -133,6 +156,7 @@ class NUTS(Sampler):
     """
 
     warmup: PositiveInt = 300
+    origin = HALVES
 
     def forward(
         self, model: Model, batch: Batch, chains: int, draws: int
@@ -175,9 +199,11 @@ class Pace:
 
     Args:
         begin: where to begin, `(rows,)`.
+        longest: the longest step.
     """
 
     begin: Tensor
+    longest: float
 
     def __post_init__(self) -> None:
         self.step = self.begin
@@ -190,6 +216,7 @@ class Pace:
         share = 1 / (self.count + 10)
         self.error = (1 - share) * self.error + share * (TARGET - accepted)
         log_step = (10 * self.begin).log() - self.count**0.5 / 0.05 * self.error
+        log_step = log_step.clamp(max=math.log(self.longest))
         weight = self.count**-0.75
         self.step = log_step.exp()
         self.settled = (weight * log_step + (1 - weight) * self.settled.log()).exp()
@@ -224,8 +251,15 @@ def _updates(warmup: int) -> tuple[int, ...]:
     return tuple(int(share * warmup) for share in (0.1, 0.25, 0.5, 0.8))
 
 
-def _weighted(model: Model, batch: Batch, particles: int) -> tuple[Draws, Tensor]:
+def weighted(model: Model, batch: Batch, particles: int) -> tuple[Draws, Tensor]:
     """Draws of the guide, `(particles, rows, *event)`, with log-weights `(particles, rows)`."""
+    blocks = batch.split(max(1, BLOCK // particles))
+    parts, log_w = zip(*(_weighted(model, rows, particles) for rows in blocks), strict=True)
+    z = {name: torch.cat([part[name] for part in parts], 1) for name in parts[0]}
+    return z, torch.cat(log_w, 1)
+
+
+def _weighted(model: Model, batch: Batch, particles: int) -> tuple[Draws, Tensor]:
     plate = pyro.plate("particles", particles, dim=-2)
     guide, joint = paired_traces(model, batch, plate)
     log_p, log_q = (log_density(trace, particles, len(batch))[0] for trace in (joint, guide))

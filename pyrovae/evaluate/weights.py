@@ -144,14 +144,11 @@ def log_density(
 def reduce(log_w: Array) -> dict[str, Array]:
     """What log-weights `(particles, rows)` say of each row: arrays of `LogLikelihood`."""
     particles, rows = log_w.shape
-    total = _log_sum(log_w)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ess = np.exp(2 * total - _log_sum(2 * log_w))
-        mcse = np.sqrt(np.maximum(particles / ess - 1, 0) / (particles - 1))
+    total, ess, mcse = sums(log_w)
     return {
         "value": total - math.log(particles),
         "mcse": mcse,
-        "ess": np.where(total == -np.inf, 0.0, ess),
+        "ess": ess,
         "khat": np.array([_khat(column) for column in log_w.T]),
         "elbo": log_w.mean(0),
         "jackknife": _jackknife(log_w, total),
@@ -160,24 +157,41 @@ def reduce(log_w: Array) -> dict[str, Array]:
     }
 
 
+def sums(log_w: Array) -> tuple[Array, Array, Array]:
+    r"""Of log-weights `(particles, rows)`: log \sum w, effective sample size and standard error.
+
+    The error is that of log p^_K, infinite where all weights are 0 and NaN for one particle.
+    """
+    total, particles = _log_sum(log_w), len(log_w)
+    nothing = total == -np.inf
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ess = np.exp(2 * total - _log_sum(2 * log_w))
+        mcse = np.sqrt(np.maximum(particles / ess - 1, 0) / (particles - 1))
+    return total, np.where(nothing, 0.0, ess), np.where(nothing, np.inf, mcse)
+
+
 def _log_sum(log_w: Array, axis: int = 0) -> Array:
-    """The logarithm of the sum of weights, which is -infinity where all of them are 0."""
+    """The logarithm of the sum of weights, -infinity where all of them are 0."""
     top = np.maximum(log_w.max(axis, keepdims=True), np.finfo(np.float64).min)
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):
         return top.squeeze(axis) + np.log(np.exp(log_w - top).sum(axis))
 
 
 def _jackknife(log_w: Array, total: Array) -> Array:
-    """The jackknife of the bound, `(rows,)`, NaN for one particle."""
+    r"""The jackknife of the bound, `(rows,)`; NaN where one weight is all there is.
+
+    Without w_k the sum of weights is 1 - w_k / \sum w of what it was, in which digits are lost
+    for the largest weight alone.
+    """
     particles = len(log_w)
-    if particles == 1:
-        return np.full_like(total, np.nan)
-    ordered = np.sort(log_w, 0)
+    largest, others = log_w.argmax(0)[None], log_w.copy()
+    np.put_along_axis(others, largest, -np.inf, 0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        without = np.log1p(-np.exp(ordered - total))
-        without[-1] = _log_sum(ordered[:-1]) - total
-        change = without.mean(0) + math.log(particles / (particles - 1))
-        return total - math.log(particles) - (particles - 1) * change
+        without = np.log1p(-np.exp(log_w - total))
+        np.put_along_axis(without, largest, (_log_sum(others) - total)[None], 0)
+        change = without.mean(0) + math.log(particles / max(particles - 1, 1))
+        corrected = total - math.log(particles) - (particles - 1) * change
+    return np.where(np.isfinite(without).all(0), corrected, np.nan)
 
 
 def _bound(log_w: Array, k: int) -> Array:
@@ -191,7 +205,7 @@ def _bound(log_w: Array, k: int) -> Array:
 def _khat(log_w: Array) -> float:
     """The Pareto k-hat, from the exceedances of the largest weights over the next one.
 
-    It is -infinity where they are all equal, infinity where a few outweigh the rest beyond the
+    It is -infinity where they are equal as float32 rounds them, infinity where a few outweigh the rest beyond the
     reach of floating-point numbers, NaN where they are too few or tied.
     """
     from arviz_stats.base import array_stats
@@ -200,7 +214,7 @@ def _khat(log_w: Array) -> float:
     if tail < 5 or not np.isfinite(log_w.max()):
         return math.nan
     cutoff, *largest = np.sort(log_w)[-tail - 1 :] - log_w.max()
-    if largest[-1] - largest[0] < 1e-9:
+    if largest[-1] - largest[0] < 1e-6 * max(abs(log_w.max()), 100):
         return -math.inf
     quartile = largest[int(tail / 4 + 0.5) - 1]
     if quartile < -700:

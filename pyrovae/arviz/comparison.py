@@ -1,4 +1,4 @@
-r"""Comparisons for ArviZ, at the edge of the package.
+r"""Comparisons in the terms of ArviZ.
 
 Its elpd is \sum_i log p(x_i) over rows x_i new to the model. Test rows are, so nothing has to
 be left out. (With log p(x | z) of a latent of the row's own, leave-one-out would not make them

@@ -1,0 +1,7 @@
+"""Estimators of log p(x), by name."""
+
+from pyrovae.evaluate.estimators.estimator import Columns, Estimator, Exact
+from pyrovae.evaluate.estimators.grid import Grid
+from pyrovae.evaluate.estimators.importance import IWAE
+
+__all__ = ["IWAE", "Columns", "Estimator", "Exact", "Grid"]
