@@ -1,4 +1,6 @@
 from . import arviz, families, models, networks, objectives, plots, priors, transforms
+from .arviz import to_arviz
+from .assessment import Assessment, assess
 from .batch import Batch
 from .catalogue import roles
 from .clustering import Clusters, cluster_latents
@@ -7,6 +9,7 @@ from .errors import Error
 from .evaluate import (
     Calibration,
     Comparison,
+    GuideGrade,
     Imputations,
     LatentUse,
     LogLikelihood,
@@ -22,6 +25,7 @@ from .evaluate import (
     calibrate,
     compare,
     estimators,
+    grade_guide,
     grade_samples,
     impute,
     latent_use,
@@ -58,6 +62,7 @@ from .runs import open_run, save
 
 __all__ = [
     "VAE",
+    "Assessment",
     "Batch",
     "Calibration",
     "Clusters",
@@ -67,6 +72,7 @@ __all__ = [
     "Error",
     "FactorAnalysis",
     "FitError",
+    "GuideGrade",
     "HierarchicalVAE",
     "History",
     "Imputations",
@@ -89,6 +95,7 @@ __all__ = [
     "Transformed",
     "TwoSample",
     "arviz",
+    "assess",
     "c2st",
     "calibrate",
     "cluster_latents",
@@ -96,6 +103,7 @@ __all__ = [
     "estimators",
     "families",
     "fit",
+    "grade_guide",
     "grade_samples",
     "impute",
     "latent_use",
@@ -121,6 +129,7 @@ __all__ = [
     "sandwich",
     "save",
     "select",
+    "to_arviz",
     "transforms",
     "write_report",
 ]

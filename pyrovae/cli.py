@@ -1,13 +1,12 @@
 """The command line: each command is a thin layer over a function, imported when it is needed."""
 
 import functools
-import math
 import sys
 from collections.abc import Callable
 from enum import StrEnum
 from operator import methodcaller
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -43,6 +42,7 @@ Imports = Annotated[
     typer.Option("--import", metavar="MODULE", help="Import a module with parts of your own."),
 ]
 
+Depth = Literal["likelihood", "quick", "standard", "thorough"]
 Form = StrEnum("Form", ["table", "markdown", "latex", "csv", "json"])
 FORMS: dict[Form, Callable[[Any], str]] = {
     Form.table: str,
@@ -66,21 +66,22 @@ def fit(spec: SpecFile, changes: Changes = None, out: Out = None, force: Force =
 
 
 @app.command()
-def evaluate(run: RunFolder, changes: Changes = None, imports: Imports = None) -> None:
-    """Estimate log p(x) on the test rows of a run; the last line has the figure."""
-    from pyrovae.experiment import evaluate_run
+def evaluate(
+    run: RunFolder,
+    depth: Annotated[
+        Depth, typer.Option(help="How much is asked: log p(x) alone, or all there is.")
+    ] = "quick",
+    changes: Changes = None,
+    imports: Imports = None,
+) -> None:
+    """Ask how good a run is, on its test rows; the last line has log p(x)."""
+    from pyrovae.experiment import assess_run
     from pyrovae.runs import open_run
     from pyrovae.specs import changed, import_modules
 
     import_modules(imports or (), Path())
     found = changed(open_run(run), changes or ())
-    result = evaluate_run(found)
-    elbo = result.elbo.mean()
-    typer.echo(
-        f"{result.bits_per_dim:.3f} bits for each of {result.dimensions} dimensions"
-        + ("" if math.isnan(elbo) else f", ELBO {elbo:.2f} nats")
-    )
-    typer.echo(str(result))
+    typer.echo(str(assess_run(found, depth, functools.partial(typer.echo, err=True))))
 
 
 @app.command()

@@ -19,6 +19,7 @@ from typing import Any
 import tomli_w
 import torch
 
+from pyrovae.assessment import Assessment, Depth, assess
 from pyrovae.batch import Batch
 from pyrovae.clustering import Clusters, class_names, cluster_latents
 from pyrovae.data import Data, load
@@ -96,9 +97,41 @@ def evaluate_run(
     settings = check(keywords(log_likelihood), table, "evaluate")
     check_rows(run.model, data.test, "test")
     result = log_likelihood(run.model, data.test, **settings)
-    how = {"data": run.spec.get("data", {}), "evaluate": table}
-    run.record(log_likelihood=result.summary(), evaluated=how)
+    _record(run, result, table)
     return result
+
+
+def _record(run: Run, result: LogLikelihood, settings: dict[str, Any]) -> None:
+    how = {"data": run.spec.get("data", {}), "evaluate": settings}
+    run.record(log_likelihood=result.summary(), evaluated=how)
+
+
+def assess_run(run: Run, depth: Depth, say: Say) -> Assessment:
+    """All that a depth asks of a run, on its test rows; written to the folder of the run.
+
+    Args:
+        run: the run.
+        depth: how deeply.
+        say: told how long it will take.
+    """
+    _refuse_failed(run)
+    data, table = _data_of(run), run.spec.get("evaluate", {})
+    settings = check(keywords(log_likelihood), table, "evaluate")
+    check_rows(run.model, data.test, "test")
+    found = assess(
+        run.model,
+        data.test,
+        data.train,
+        depth=depth,
+        settings=settings,
+        title=f"{run.model.kind} in {run.folder}",
+        say=say,
+    )
+    _record(run, found.log_likelihood, table)
+    if depth != "likelihood":
+        found.write(run.folder)
+        run.record(evaluation=found.summary())
+    return found
 
 
 def cluster_run(run: Run, labels: str | None = None, **settings: Any) -> Clusters:

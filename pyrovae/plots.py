@@ -10,7 +10,14 @@ if TYPE_CHECKING:
     from arviz_plots import PlotCollection
     from matplotlib.axes import Axes
 
-    from pyrovae.evaluate import Calibration, Comparison, LatentUse, Memorisation, PredictiveCheck
+    from pyrovae.evaluate import (
+        Calibration,
+        Comparison,
+        GuideGrade,
+        LatentUse,
+        Memorisation,
+        PredictiveCheck,
+    )
     from pyrovae.fitting import History
 
 
@@ -121,6 +128,29 @@ def latent_use(use: "LatentUse", ax: "Axes | None" = None) -> "Axes":
     if len(names) <= 32:
         ax.set_xticks(range(len(names)), names, rotation="vertical")
     ax.set(xlabel="entry of z", ylabel="activity, in variances of the prior")
+    return ax
+
+
+def guide_grade(grade: "GuideGrade", ax: "Axes | None" = None) -> "Axes":
+    """The inference gap of each row, the largest last, as the sum of its two parts.
+
+    Rows in which the guide misses a mode are marked. Where the gap is not split it is one area.
+    """
+    ax = _axes(ax)
+    order = np.flatnonzero(grade.known)
+    order = order[np.argsort(grade.inference[order])]
+    parts = {name: getattr(grade, name)[order] for name in ("approximation", "amortisation")}
+    if np.isnan(parts["approximation"]).any():
+        parts = {"inference": grade.inference[order]}
+    edges = np.arange(len(order) + 1)
+    below = np.zeros(len(order))
+    for name, values in parts.items():
+        ax.stairs(below + values, edges, baseline=below, fill=True, label=f"{name} gap")
+        below = below + values
+    if len(missed := np.flatnonzero(grade.misses[order])):
+        ax.plot(missed + 0.5, below[missed], "x", color="black", label="misses a mode")
+    ax.set(xlabel="rows, by their inference gap", ylabel="below log p(x), nats")
+    ax.legend()
     return ax
 
 

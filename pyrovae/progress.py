@@ -21,6 +21,10 @@ class Bar:
         self.rows, self.began = 0, time.perf_counter()
         self.progress.reset(self.task, total=total)
 
+    def name(self, title: str) -> None:
+        """What is done now."""
+        self.progress.update(self.task, description=title)
+
     def advance(self, rows: int) -> None:
         """So many rows more are done."""
         self.rows += rows

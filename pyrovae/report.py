@@ -16,7 +16,7 @@ import csv
 import io
 import re
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -146,14 +146,12 @@ def write_report(comparison: "Comparison", folder: Path | str) -> None:
     write(folder / "pointwise.csv", comparison.pointwise().csv())
     if len(comparison.entries) > 1:
         write(folder / "disagreements.csv", comparison.disagreements().table().csv())
-        write(folder / "comparison.png", _png(plots.comparison, comparison))
-        write(folder / "paired.png", _png(plots.paired, comparison))
+        write(folder / "comparison.png", png(plots.comparison(comparison).figure))
+        write(folder / "paired.png", png(plots.paired(comparison).figure))
 
 
-def _png(draw: Callable[..., Any], comparison: "Comparison") -> bytes:
-    from matplotlib.figure import Figure
-
-    figure, content = Figure(layout="constrained"), io.BytesIO()
-    draw(comparison, ax=figure.subplots())
+def png(figure: Any) -> bytes:
+    """A figure of matplotlib as it stands in a png file."""
+    content = io.BytesIO()
     figure.savefig(content, format="png", dpi=150)
     return content.getvalue()

@@ -23,7 +23,7 @@ LAYERS = [
     ("inference",),
     ("fitting",),
     ("runs", "catalogue", "refitting", "clustering"),
-    ("variants",),
+    ("variants", "assessment"),
     ("specs",),
     ("plans",),
     ("parallel",),

@@ -21,6 +21,7 @@ from pyrovae.inference import SVI
 from pyrovae.place import seeded
 from pyrovae.specs import read_spec
 
+EVALUATE = ("evaluate", "--depth=likelihood")
 NETWORKS = {name: {"kind": "mlp", "hidden": [8]} for name in ("encoder", "decoder")}
 SETTINGS = {"train": {"epochs": 2, "batch_size": 32}, "evaluate": {"particles": 20}}
 VAE = {"kind": "vae", "z": [2], "likelihood": "normal"} | NETWORKS
@@ -313,7 +314,7 @@ def test_opening_a_run_draws_nothing_from_the_global_generator(here):
 
 @pytest.mark.parametrize("name", ["iris", "digits", "file"])
 def test_evaluate_prints_the_figure_and_records_it(name, here, ask):
-    code, out, err = ask("evaluate", f"runs/{name}")
+    code, out, err = ask(*EVALUATE, f"runs/{name}")
     assert (code, err) == (0, "")
     found = results(f"runs/{name}")["log_likelihood"]
     assert out.splitlines()[-1].startswith(f"log p(x) = {found['mean']:.2f} ± {found['se']:.2f}")
@@ -322,12 +323,12 @@ def test_evaluate_prints_the_figure_and_records_it(name, here, ask):
 
 
 def test_evaluate_prints_no_nan(here, ask):
-    assert "nan" not in ask("evaluate", "runs/iris")[1]
+    assert "nan" not in ask(*EVALUATE, "runs/iris")[1]
 
 
 def test_evaluate_changes_results_json_only(here, ask):
     before = listing(here)
-    ask("evaluate", "runs/iris")
+    ask(*EVALUATE, "runs/iris")
     after = listing(here)
     assert {path for path in after if before.get(path) != after[path]} == {
         "runs/iris/results.json"
@@ -339,11 +340,11 @@ def test_evaluate_changes_results_json_only(here, ask):
 
 
 def test_evaluate_twice_is_the_same(here, ask):
-    assert ask("evaluate", "runs/iris") == ask("evaluate", "runs/iris")
+    assert ask(*EVALUATE, "runs/iris") == ask(*EVALUATE, "runs/iris")
 
 
 def test_evaluate_takes_other_settings(here, ask):
-    ask("evaluate", "runs/iris", "--set", "evaluate.particles=30", "--set", "evaluate.rows=7")
+    ask(*EVALUATE, "runs/iris", "--set", "evaluate.particles=30", "--set", "evaluate.rows=7")
     found = results("runs/iris")["log_likelihood"]
     assert (found["particles"], found["rows"]) == (30, 7)
     spec = tomllib.loads((here / "runs" / "iris" / "spec.toml").read_text())
@@ -352,7 +353,7 @@ def test_evaluate_takes_other_settings(here, ask):
 
 def test_evaluate_refuses_data_that_are_others_than_at_the_fit(here, ask):
     np.save("rows.npy", np.random.default_rng(5).normal(size=(300, 4)))
-    code, _, err = ask("evaluate", "runs/file")
+    code, _, err = ask(*EVALUATE, "runs/file")
     assert code == 2
     assert "data" in err
 
@@ -441,7 +442,7 @@ def test_compare_with_seeds_and_a_grid(here, ask):
     assert "SD over seeds" in out
     assert "vae, z=2, seed 1: fitted in" in out
     assert open_run("a/vae-z=1-seed-1").model.base.z == (1,)
-    assert ask("evaluate", "a/vae-z=1-seed-1")[0] == 0
+    assert ask(*EVALUATE, "a/vae-z=1-seed-1")[0] == 0
 
 
 def test_compare_goes_on_from_one_seed_to_several(here, ask):
@@ -547,7 +548,7 @@ def test_a_semi_supervised_model_from_a_table(here, ask):
     assert ask("fit", "s.toml", "--out", "new")[0] == 0
     model = open_run(here / "new").model
     assert (model.event, model.classes) == ((4,), 2)
-    assert ask("evaluate", "new")[0] == 0
+    assert ask(*EVALUATE, "new")[0] == 0
 
 
 def test_samples_are_drawn_given_the_context_of_the_test_rows(here, ask):
@@ -628,11 +629,11 @@ def test_a_run_with_parts_of_one_s_own(here, ask, forget):
     Path("own.toml").write_text(tomli_w.dumps(tree))
     assert ask("fit", "own.toml", "--out", "own")[0] == 0
     forget()
-    code, _, err = ask("evaluate", "own")
+    code, _, err = ask(*EVALUATE, "own")
     assert code == 2
     assert "unknown prior 'wide-normal'" in err
     assert "parts from cli_parts: pass --import" in err
-    assert ask("evaluate", "own", "--import", "cli_parts")[0] == 0
+    assert ask(*EVALUATE, "own", "--import", "cli_parts")[0] == 0
     forget()
     assert ask("sample", "own", "--import", "cli_parts")[0] == 0
 
@@ -903,7 +904,7 @@ def test_a_fit_that_fails_later_saves_the_last_good_weights(here, ask):
 def test_a_failed_fit_is_not_evaluated(here, ask):
     ask("fit", "iris.toml", "--out", "a", *FAIL)
     before = listing(here)
-    code, _, err = ask("evaluate", "a")
+    code, _, err = ask(*EVALUATE, "a")
     assert code == 2
     assert "the fit in 'a' failed: " in err
     assert listing(here) == before

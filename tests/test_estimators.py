@@ -144,7 +144,7 @@ def test_the_jackknife_has_less_bias_than_the_bound():
         IWAE(defensive=0.3),
         IWAE(defensive=1.0),
         IWAE(stretch=1.4),
-        IWAE(stretch=0.9),
+        IWAE(stretch=2.0),
         IWAE(defensive=0.2, stretch=1.5),
     ],
     ids=repr,
@@ -222,11 +222,10 @@ def test_a_share_of_the_prior_finds_the_mode_that_the_guide_leaves_out():
 
 
 def test_rows_get_the_particles_that_they_need():
-    """A row keeps a tolerance of 0.03 but for 1 in 30: the limit is 5 standard errors away."""
     vae, exact = linear(1.3, 0.3)
     x = exact.sample((300,))
     result = log_likelihood(vae, x, method=IWAE(tolerance=0.03))
-    assert (result.mcse <= 0.03).mean() > 0.93
+    assert (result.mcse <= 0.03).mean() > 0.98
     assert len(np.unique(result.particles)) > 1
     assert (errors(result, exact, x) ** 2).mean() ** 0.5 < 0.03
     assert result.summary()["rows_above_tolerance"] == len(result.unreached)
@@ -259,22 +258,30 @@ def test_the_estimate_stays_a_bound_where_particles_are_chosen():
     assert error.mean() < 3 * error.std() / 1500**0.5
 
 
-def test_pilot_draws_are_thrown_away(monkeypatch):
-    """The draws are those of the pilots and K new ones, and the value is that of the new ones."""
-    vae, exact = linear(1.3, 0.3)
+@pytest.fixture
+def drawn(monkeypatch):
+    """The log-weights of all calls, in order."""
     calls, own = [], importance.log_weights
+    monkeypatch.setattr(importance, "log_weights", lambda *a: calls.append(own(*a)) or calls[-1])
+    return calls
 
-    def spy(*args):
-        calls.append(own(*args))
-        return calls[-1]
 
-    monkeypatch.setattr(importance, "log_weights", spy)
+def test_pilot_draws_are_thrown_away(drawn):
+    vae, exact = linear(1.3, 0.3)
     result = log_likelihood(vae, exact.sample((5,)), method=IWAE(tolerance=0.5))
     assert (result.particles == 200).all()
-    pilot, new = calls
+    pilot, new = drawn
     assert pilot.shape == new.shape == (200, 5)
     assert np.allclose(result.value, new.exp().mean(0).log())
     assert not np.isclose(result.value, pilot.exp().mean(0).log(), rtol=0, atol=1e-6).any()
+
+
+def test_pilots_grow_until_they_can_judge_a_row(drawn):
+    vae, exact = linear(1.3, 0.3)
+    result = log_likelihood(vae, exact.sample((1,)), method=IWAE(tolerance=0.01))
+    (particles,) = result.particles
+    assert 200 * 2**4 < particles <= 200 * 2**6
+    assert sum(map(len, drawn)) == 200 + 800 + particles
 
 
 def test_particles_beside_a_tolerance_are_the_fewest():

@@ -16,8 +16,9 @@ A row x has latents z of its own, so draws have the dimensions (chain, draw, row
 All that is drawn for a row is given what the row is given: its context, size factor or total.
 
 log p(x | z) is not called log_likelihood, where `arviz_stats.loo` would look for it. Without its x
-a row's posterior is its prior, and to get there leave-one-out weighs draws by 1 / p(x | z): these
-weights have no variance, and what they say prefers ever more latents.
+the posterior of a row is the prior, and leave-one-out would get there by weighing the posterior's
+draws by 1 / p(x | z): too far to go for any number of draws, so that what comes out prefers ever
+more latents.
 """
 
 import json
@@ -117,7 +118,6 @@ def to_arviz(
         {'chain': 4, 'draw': 250, 'row': 5}
     """
     require_model(model)
-    names = _names(model, columns)
     everything, sampler = as_batch(data), method or Resampled()
     with (
         in_mode(model, False),
@@ -126,9 +126,10 @@ def to_arviz(
         torch.no_grad(),
     ):
         batch = everything[:rows].to(*place)
-        log_p = log_likelihood(model, batch, particles=particles, seed=seed)
+        model.check(batch)
         kept = np.linspace(0, draws - 1, min(predictive, draws)).round().astype(int)
-        layout = _layout(model, batch[:1], names, kept)
+        layout = _layout(model, batch[:1], columns, kept)
+        log_p = log_likelihood(model, batch, particles=particles, seed=seed)
         found = posterior(model, batch, draws, method=sampler, chains=chains, seed=seed)
         q, log_w = weighted(model, batch, chains * draws)
         drawn = {"variational": _by_chain(q, chains), "posterior": found.z}
@@ -179,12 +180,14 @@ class _Layout:
     def dataset(self, values: dict[str, Any], leading: tuple[str, ...] = DRAWS) -> Dataset:
         """Arrays `(*leading, *event)` by site as a data set."""
         variables = {}
-        for name, value in values.items():
-            array = np.asarray(value.argmax(-1) if name in self.one_hot else value)
+        for site, value in values.items():
+            array, name = np.asarray(value), site.replace("/", ".")
+            if site in self.one_hot:
+                array = array.argmax(-1)
             event = array.ndim - len(leading)
-            own = self.entries.get(name, ())
+            own = self.entries.get(site, ())
             inner = own if len(own) == event else [f"{name}_dim_{i}" for i in range(event)]
-            variables[name.replace("/", ".")] = ((*leading, *inner), array)
+            variables[name] = ((*leading, *inner), array)
         sizes = Dataset(variables).sizes
         coords = {dim: np.arange(size) for dim, size in sizes.items()}
         if sizes.get("draw") == len(self.kept):
@@ -195,29 +198,23 @@ class _Layout:
 
 
 def _layout(
-    model: Model, batch: Batch, columns: tuple[str, ...], kept: NDArray[np.int64]
+    model: Model, batch: Batch, columns: tuple[str, ...] | None, kept: NDArray[np.int64]
 ) -> _Layout:
     """The layout of a model's sites, from a run with one row."""
+    names = model.names if columns is None else columns
+    if columns is not None and (len(columns),) != tuple(model.event):
+        raise Error(
+            f"{len(columns)} names for rows of the shape {tuple(model.event)}: a vector takes one "
+            "for each entry",
+            "columns",
+        )
     trace, event = _run(model, model.model, batch, 1), tuple(model.event)
     if taken := trace.nodes.keys() & {*DRAWS, *sum(ENTRIES.values(), ())}:
         raise Error(f"the site '{min(taken)}' has the name of a dimension: rename it")
     data = {site["name"]: tuple(site["fn"].event_shape) for site in observed(trace)}
     entries = {name: ENTRIES.get(len(event), ()) for name in data if data[name] == event}
     hot = (name for name, site in sites(trace) if base(site["fn"].support) is one_hot)
-    return _Layout(entries, frozenset(hot) - data.keys(), columns, kept)
-
-
-def _names(model: Model, columns: tuple[str, ...] | None) -> tuple[str, ...]:
-    """The names of the entries of x, none where they have no names."""
-    if columns is None:
-        return model.names
-    if (len(columns),) != tuple(model.event):
-        raise Error(
-            f"{len(columns)} names for rows of the shape {tuple(model.event)}: a vector takes one "
-            "for each entry",
-            "columns",
-        )
-    return columns
+    return _Layout(entries, frozenset(hot) - data.keys(), names, kept)
 
 
 def _drawn(model: Model, batch: Batch, z: Draws, kept: NDArray[np.int64]) -> dict[str, Draws]:

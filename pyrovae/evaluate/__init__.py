@@ -4,6 +4,8 @@ from pyrovae.evaluate.annealing import Sandwich, sandwich
 from pyrovae.evaluate.calibration import Calibration, calibrate
 from pyrovae.evaluate.comparison import Seeds, compare, select
 from pyrovae.evaluate.copies import Memorisation, memorisation
+from pyrovae.evaluate.gaps import grade_guide
+from pyrovae.evaluate.grade import GuideGrade
 from pyrovae.evaluate.imputation import Imputations, impute
 from pyrovae.evaluate.latent_use import latent_use
 from pyrovae.evaluate.likelihood import LogLikelihood, log_likelihood
@@ -21,6 +23,7 @@ __all__ = [
     "Comparison",
     "Disagreements",
     "Entry",
+    "GuideGrade",
     "Imputations",
     "LatentUse",
     "LogLikelihood",
@@ -37,6 +40,7 @@ __all__ = [
     "c2st",
     "calibrate",
     "compare",
+    "grade_guide",
     "grade_samples",
     "impute",
     "latent_use",

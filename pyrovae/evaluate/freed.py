@@ -28,7 +28,7 @@ from pyro.distributions import Delta
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.distributions import Independent, biject_to
+from torch.distributions import Independent, transform_to
 
 from pyrovae.batch import Batch
 from pyrovae.errors import Error
@@ -225,4 +225,4 @@ def _maps(name: str, fn: Any) -> dict[str, Any]:
             f"'{name}' is drawn from {kind.__name__}, whose parameters cannot be moved to be "
             "better for a row"
         )
-    return {key: biject_to(kind.arg_constraints[key]) for key in keys}
+    return {key: transform_to(kind.arg_constraints[key]) for key in keys}

@@ -19,8 +19,9 @@ normals N_c with the chains' means and covariances turn where they have been int
     r(z) = 1/2 q*(z|x) + 1/2 1/C \sum_c N_c(z),     log p^ = log mean_k p(x, z_k) / r(z_k) .
 
 As every such estimate is in expectation a lower bound, one that is larger than what draws of q*
-alone give is evidence that these miss something, and 1 - p^_q* / p^ is how much. A mode without
-mass, or a guide that is merely narrow, does not show.
+alone give is evidence that these miss something, and 1 - p^_q* / p^ is how much. It is a mode if
+its mass lies behind a valley of p(x, z), seen from where q* is; the tails that a narrow guide
+misses do not, nor does a mode without mass count.
 """
 
 import math
@@ -38,7 +39,7 @@ from pyrovae.errors import Error
 from pyrovae.evaluate.coordinates import Coordinates
 from pyrovae.evaluate.estimators import Estimator, Exact
 from pyrovae.evaluate.freed import Freed
-from pyrovae.evaluate.grade import GAPS, MISSED, GuideGrade, threshold
+from pyrovae.evaluate.grade import GAPS, MISSED, GuideGrade
 from pyrovae.evaluate.likelihood import _named, _refuse_undefined
 from pyrovae.evaluate.mcmc import MIXED, posterior
 from pyrovae.evaluate.samplers import HMC, Sampler
@@ -56,6 +57,8 @@ WIDER = 1.2
 """How much wider than those of the chains the covariances of the proposal are."""
 WIDE = 64
 """The most entries of z of which covariances are taken."""
+VALLEY = 1.0
+"""How deep a valley of log p(x, z) is, at least, that parts two modes, in nats."""
 Columns = dict[str, Any]
 
 
@@ -147,12 +150,11 @@ def _block(
     log_w = _log_weights((guide, best or guide), batch, particles)
     own = [reduce(some) for some in log_w]
     chains = _chains(guide, best or guide, batch, particles, moves, notes)
-    wide = chains.pop("log_r"), chains.pop("log_r_mcse")
-    log_p, mcse = wide
+    log_p, mcse = chains.pop("log_r"), chains.pop("log_r_mcse")
+    missed = _missed(own, log_p, mcse, chains.pop("behind"))
     if estimator:
         found = estimator(model, batch, None)
         log_p, mcse = found["value"], found["mcse"]
-    reference = wide if moves and not np.isnan(wide[0]).all() else (log_p, mcse)
     # what each draw adds to the estimates of the ELBO, of the best one, and of log p(x)
     of_elbo, of_best = log_w - log_w.mean(1, keepdims=True)
     of_p = np.zeros_like(of_best)
@@ -168,7 +170,7 @@ def _block(
         "inference_mcse": np.hypot(_se(of_p - of_elbo), mcse),
         "approximation_mcse": np.hypot(_se(of_p - of_best), mcse),
         "amortisation_mcse": _se(of_best - of_elbo),
-        **_missed(own, *reference, particles),
+        **missed,
         **chains,
     }
 
@@ -179,18 +181,13 @@ def _se(terms: Array) -> Array:
     return error
 
 
-def _missed(own: Sequence[Columns], log_p: Array, mcse: Array, particles: int) -> Columns:
-    """The share of p(x) that draws of neither guide find, and whether that says something."""
-    values, errors, khats = (
-        np.stack([some[name] for some in own]) for name in ("value", "mcse", "khat")
-    )
+def _missed(own: Sequence[Columns], log_p: Array, mcse: Array, behind: Array) -> Columns:
+    """The share of p(x) that draws of neither guide find, and whether it is behind a valley."""
+    values, errors = (np.stack([some[name] for some in own]) for name in ("value", "mcse"))
     short = log_p - values.max(0)
     error = np.hypot(mcse, np.take_along_axis(errors, values.argmax(0)[None], 0)[0])
-    fine = (khats <= threshold(particles)).any(0)
-    return {
-        "missed": -np.expm1(-short),
-        "misses": (short > np.maximum(-math.log1p(-MISSED), 3 * error)) & fine,
-    }
+    much = short > np.maximum(-math.log1p(-MISSED), 3 * error)
+    return {"missed": -np.expm1(-short), "misses": much & (behind > MISSED)}
 
 
 def _guides(
@@ -200,7 +197,7 @@ def _guides(
     try:
         freed = Freed(model, batch)
     except Error as reason:
-        notes[f"The gap is not split: {reason}."] = None
+        notes[f"The gap is not split: {reason.message}."] = None
         return model, None, np.full(len(batch), np.nan)
     if freed.restricted:
         notes[
@@ -245,7 +242,7 @@ def _chains(
 ) -> Columns:
     """The guide against chains, and log p(x) as draws of the best guide and of them find it."""
     none = np.full(len(batch), np.nan)
-    unknown = dict.fromkeys(("log_r", "log_r_mcse", "rhat", "error_noise"), none)
+    unknown = dict.fromkeys(("log_r", "log_r_mcse", "behind", "rhat", "error_noise"), none)
     unknown |= dict.fromkeys(("mean_error", "sd_error"), none[:, None][:, :0])
     if moves is None:
         return unknown
@@ -253,7 +250,7 @@ def _chains(
     try:
         at = Coordinates(best, batch, "a chain")
     except Error as reason:
-        notes[f"There are no chains: {str(reason).split(':')[0]}."] = None
+        notes[f"There are no chains: {reason.message.split(':')[0]}."] = None
         return unknown
     seed = int(torch.randint(2**31, ()))
     found = posterior(guide, batch, draws, method=sampler, chains=CHAINS, seed=seed)
@@ -271,8 +268,14 @@ def _chains(
         return unknown | errors | {"rhat": found.rhat}
     z = {name: value.to(batch.x) for name, value in found.pooled.items()}
     chains = at.u(z).unflatten(0, (CHAINS, draws))
-    log_r = reduce(_defended(at, _normals(chains), particles).double().cpu().numpy())
-    weighed = {"log_r": log_r["value"], "log_r_mcse": log_r["mcse"], "rhat": found.rhat}
+    log_r, behind = _defended(at, _normals(chains), particles)
+    found_p = reduce(log_r.double().cpu().numpy())
+    weighed = {
+        "log_r": found_p["value"],
+        "log_r_mcse": found_p["mcse"],
+        "behind": (log_r.softmax(0) * behind).sum(0).double().cpu().numpy(),
+        "rhat": found.rhat,
+    }
     return errors | weighed
 
 
@@ -298,14 +301,29 @@ def _normals(u: Tensor) -> MultivariateNormal:
     return MultivariateNormal(mean, scale_tril=factor, validate_args=False)
 
 
-def _defended(at: Coordinates, normals: MultivariateNormal, particles: int) -> Tensor:
-    """Log-weights of draws of the guide and of the chains' normals, `(particles, rows)`."""
-    each, log_w = max(1, BLOCK // (2 * CHAINS * len(at.batch))), []
+def _defended(
+    at: Coordinates, normals: MultivariateNormal, particles: int
+) -> tuple[Tensor, Tensor]:
+    """Draws of the guide and of the chains' normals: log-weights, and which are behind a valley.
+
+    Both have the shape `(particles, rows)`. A valley is as deep as `VALLEY` nats, on the straight
+    line from the draw of the guide with the largest p(x, u).
+    """
+
+    def log_f(u: Tensor) -> Tensor:
+        log_p, log_p_x = at.log_joint(u)
+        return log_p + log_p_x
+
+    each, found = max(1, BLOCK // (2 * CHAINS * len(at.batch))), []
+    u = at.from_guide(2 * CHAINS)
+    home = torch.take_along_dim(u, log_f(u).argmax(0)[None, :, None], 0)
     for some in torch.arange(-(-particles // (2 * CHAINS))).split(each):
         u = normals.sample(some.shape).flatten(0, 1)
         u = torch.cat([at.from_guide(len(u)), u])
         log_normals = normals.log_prob(u[:, None]).logsumexp(1) - math.log(CHAINS)
         log_r = torch.logaddexp(at.log_guide(u), log_normals) - math.log(2)
-        log_p, log_p_x = at.log_joint(u)
-        log_w.append(log_p + log_p_x - log_r)
-    return torch.cat(log_w)
+        end = log_f(u)
+        between = torch.stack([log_f(home.lerp(u, t)) for t in (0.25, 0.5, 0.75)]).amin(0)
+        found.append((end - log_r, between < torch.minimum(log_f(home), end) - VALLEY))
+    log_w, behind = (torch.cat(column) for column in zip(*found, strict=True))
+    return log_w, behind

@@ -2,8 +2,8 @@ r"""What `grade_guide` finds: the gaps of the bound, what the guide misses, and 
 
 Thresholds, in order; the first that applies gives the grade:
 
-    modes     in 5 % of the rows and more, draws of q find less than 90 % of p(x), although their
-              k-hat is fine: chains from the prior have been where q never is;
+    modes     in 5 % of the rows and more, draws of q find less than 90 % of p(x), and 10 % and
+              more lie behind a valley of p(x, z), where chains from the prior have been;
     fine      the mean inference gap is at most the tolerance, and k-hat is above its threshold in
               at most 10 % of the rows;
     encoder   the amortisation gap is the larger part;
@@ -44,7 +44,8 @@ class GuideGrade:
         left: how much the last round of the search for the best guide gained, `(rows,)`.
         khat: the Pareto k-hat of draws of the guide, `(rows,)`.
         missed: the share of p(x) that draws of the best guide do not find, `(rows,)`.
-        misses: whether that is 10 % and more, by three standard errors, with a fine k-hat.
+        misses: whether that is 10 % and more, by three standard errors, and as much of p(x) lies
+            behind a valley of p(x, z): in another mode.
         mean_error: (E_q z_j - E z_j) / sd z_j against chains, `(rows, entries)`, NaN for rows
             whose chains did not mix.
         sd_error: log(sd_q z_j / sd z_j), likewise.
@@ -111,7 +112,7 @@ class GuideGrade:
     @property
     def threshold(self) -> float:
         """The k-hat above which a row's weights are unreliable with its number of draws."""
-        return threshold(self.particles)
+        return min(1 - 1 / math.log10(self.particles), 0.7)
 
     @property
     def heavy(self) -> float:
@@ -158,8 +159,8 @@ class GuideGrade:
             return (
                 f"The guide misses a mode: in {self.misses.mean():.0%} of the rows its draws do "
                 f"not find a part of the posterior that chains from the prior do, {share:.0%} of "
-                "p(x) in the median, and no k-hat shows it; use a guide with several modes, such "
-                "as mixture-of-normals."
+                "p(x) in the median, and k-hat need not show it; use a guide with several modes, "
+                "such as mixture-of-normals."
             )
         if self.grade == "fine":
             modes = (
@@ -201,7 +202,8 @@ class GuideGrade:
 
     def _notes(self) -> Iterator[str]:
         yield (
-            f"{len(self.log_p)} rows, {self.particles} draws each, nats ± standard errors over "
+            f"{len(self.log_p)} row{'s' * (len(self.log_p) > 1)} with {self.particles} draws each, "
+            "nats ± standard errors over "
             f"rows (Monte-Carlo error in brackets); log p(x) by {self.method}."
         )
         if not np.isnan(self.rhat).all():
@@ -248,11 +250,6 @@ class GuideGrade:
         return f"{self.table()}\n\n{self.verdict}"
 
 
-def threshold(particles: int) -> float:
-    """The k-hat up to which so many draws are enough."""
-    return min(1 - 1 / math.log10(particles), 0.7)
-
-
 def _minus(a: Array, b: Array) -> Array:
     with np.errstate(invalid="ignore"):
         return a - b
@@ -260,10 +257,15 @@ def _minus(a: Array, b: Array) -> Array:
 
 def _nats(mean: float, se: float, mcse: float, unit: str = " nats") -> str:
     over = "" if math.isnan(se) else f" ± {se:.2f}"
-    return f"{mean:.2f}{over} ({mcse:.3f}){unit}"
+    return f"{_shown(mean)}{over} ({mcse:.3f}){unit}"
+
+
+def _shown(value: Any) -> str:
+    """Two digits, and no sign of a zero."""
+    return f"{value:z.2f}"
 
 
 def _quantiles(values: Array) -> tuple[str, str]:
     if not len(values):
         return "-", "-"
-    return f"{np.median(values):.2f}", f"{np.quantile(values, 0.9):.2f}"
+    return _shown(np.median(values)), _shown(np.quantile(values, 0.9, method="higher"))

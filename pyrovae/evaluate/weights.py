@@ -67,7 +67,7 @@ def log_weights(model: Model, data: Any, particles: int = 1) -> Tensor:
     guide, joint = paired_traces(model, batch, plate, enumerates=model.enumerates)
     log_p = log_density(joint, particles, len(batch))
     log_q = log_density(guide, particles, len(batch), _is_drawn)
-    return (log_p - log_q).flatten(0, -3).logsumexp(0)
+    return (log_p - log_q.to(log_p)).flatten(0, -3).logsumexp(0)
 
 
 def paired_traces(
@@ -205,8 +205,8 @@ def _bound(log_w: Array, k: int) -> Array:
 def _khat(log_w: Array) -> float:
     """The Pareto k-hat, from the exceedances of the largest weights over the next one.
 
-    It is -infinity where they are equal as float32 rounds them, infinity where a few outweigh the rest beyond the
-    reach of floating-point numbers, NaN where they are too few or tied.
+    It is -infinity where they are equal as float32 rounds them, infinity where a few outweigh the
+    rest beyond the reach of floating-point numbers, NaN where they are too few or tied.
     """
     from arviz_stats.base import array_stats
 

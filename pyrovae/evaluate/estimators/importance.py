@@ -44,7 +44,7 @@ AT_ONCE = 256
 """Particles of a row that are drawn at a time."""
 PILOT = 200
 """Particles of the first pilot; each further one has four times as many."""
-MARGIN = 1.25
+MARGIN = 2
 """How many times the particles that a row seems to need it gets, at least."""
 
 
