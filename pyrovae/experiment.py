@@ -124,7 +124,7 @@ def assess_run(run: Run, depth: Depth, say: Say) -> Assessment:
         data.train,
         depth=depth,
         settings=settings,
-        title=f"{run.model.kind} in {run.folder}",
+        title=str(run.folder),
         say=say,
     )
     _record(run, found.log_likelihood, table)

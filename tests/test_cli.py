@@ -14,6 +14,7 @@ import tomli_w
 import torch
 
 from pyrovae import load, log_likelihood, log_weights, open_run
+from pyrovae.assessment import EFFORTS, PLOTS, Effort
 from pyrovae.catalogue import roles
 from pyrovae.cli import main
 from pyrovae.experiment import compare_spec, fit_spec
@@ -320,6 +321,31 @@ def test_evaluate_prints_the_figure_and_records_it(name, here, ask):
     assert out.splitlines()[-1].startswith(f"log p(x) = {found['mean']:.2f} ± {found['se']:.2f}")
     assert found["particles"] == 20
     assert found["kind"] == "lower bound"
+
+
+def test_evaluate_asks_all_there_is_unless_told_otherwise(here, ask, monkeypatch):
+    least = Effort(annealed=3, temperatures=5, draws=5, particles=50, rows=40)
+    monkeypatch.setitem(EFFORTS, "quick", least)
+    before = listing(here)
+    code, out, err = ask("evaluate", "runs/iris")
+    assert code == 0
+    assert err.startswith("quick evaluation: about ")
+    assert out.startswith("runs/iris: quick evaluation\n")
+    assert out.splitlines()[-1].startswith("log p(x) = ")
+    run = here / "runs" / "iris"
+    assert (run / "evaluation.txt").read_text() == out
+    assert results("runs/iris")["evaluation"]["guide"]["verdict"]
+    new = {path.removeprefix("runs/iris/") for path in listing(here).keys() - before.keys()}
+    plots = {f"plots/{name}.png" for name in PLOTS}
+    assert new == {"evaluation.txt", "results.nc", "plots"} | plots
+    assert ask(*EVALUATE, "runs/iris")[1] in out
+    assert open_run(run).results["evaluation"]["depth"] == "quick"
+
+
+def test_a_depth_that_there_is_not_is_refused(here, ask):
+    code, _, err = ask("evaluate", "runs/iris", "--depth=deep")
+    assert code == 2
+    assert "'deep' is not one of" in err
 
 
 def test_evaluate_prints_no_nan(here, ask):

@@ -33,7 +33,7 @@ from pyrovae.evaluate.samplers import HMC
 from pyrovae.evaluate.weights import log_weights
 from pyrovae.families.continuous import inverse_softplus
 
-CHAINS = {"draws": 100, "sampler": HMC(warmup=150)}
+CHAINS = {"draws": 50, "sampler": HMC(warmup=60)}
 NO_CHAINS = {"draws": 0}
 SMALL = {"kind": "mlp", "hidden": (8,)}
 
@@ -94,7 +94,7 @@ def test_both_gaps_of_an_inflated_and_shifted_guide_are_the_closed_forms():
         values, mcse = getattr(grade, name), grade.mcse[name]
         z = (values - truth) / np.hypot(mcse, 0.005)  # what the search leaves
         assert (np.abs(z) < 3).mean() >= 0.96, name
-        assert values.mean() == pytest.approx(truth, abs=0.005), name
+        assert values.mean() == pytest.approx(truth, abs=0.003 + 3 * grade.gap(name)[2]), name
     assert np.allclose(grade.approximation + grade.amortisation, grade.inference, atol=1e-12)
     assert np.allclose(grade.log_p, exact.log_prob(x), atol=0.05)
     assert grade.grade == "encoder"
@@ -103,7 +103,7 @@ def test_both_gaps_of_an_inflated_and_shifted_guide_are_the_closed_forms():
 
 def test_the_errors_of_a_guides_mean_and_sd_are_the_known_ones():
     vae, exact = linear_vae(guide_scale=1.3, guide_shift=0.3)
-    grade = grade_guide(vae, exact.sample((40,)), **CHAINS)
+    grade = grade_guide(vae, exact.sample((40,)), draws=150, sampler=HMC(warmup=100))
     assert grade.mean_error.shape == (40, 2)
     assert grade.entries == ("z[0]", "z[1]")
     assert np.nanmean(grade.mean_error) == pytest.approx(0.3, abs=0.04)
@@ -119,13 +119,12 @@ def test_an_encoder_that_was_never_trained_is_graded_encoder():
         vae.encoder.output.weight.zero_()
         vae.encoder.output.bias.zero_()
     x = exact.sample((40,))
-    grade = grade_guide(vae, x, **CHAINS)
+    grade = grade_guide(vae, x, **NO_CHAINS)
     assert grade.grade == "encoder"
     assert "encoder limits" in grade.verdict
     assert grade.amortisation.mean() > 1
     assert np.abs(grade.approximation).max() < 0.03
     assert np.allclose(grade.log_p, exact.log_prob(x), atol=0.05)
-    assert not grade.misses.any()
 
 
 @pytest.mark.parametrize("chains", [CHAINS, NO_CHAINS], ids=["chains", "no chains"])
@@ -214,11 +213,11 @@ def test_a_better_family_has_a_smaller_approximation_gap_on_digits():
     data = load("digits")
     rows, test = ((x.flatten(1) > 7).float() for x in (data.train.x, data.test.x))
     gaps = {}
-    for posterior in ("normal", "multivariate-normal", "mixture-of-normals"):
+    for posterior in ("normal", "multivariate-normal", "laplace"):
         parts = {"posterior": posterior, "encoder": SMALL, "decoder": SMALL}
         vae = VAE(x=(64,), z=(3,), **parts)
         fit(vae, rows, epochs=15, learning_rate=1e-2, progress=False)
-        grade = grade_guide(vae, test, rows=40, **NO_CHAINS)
+        grade = grade_guide(vae, test, rows=25, **NO_CHAINS)
         gaps[posterior] = grade.gap("approximation")
         assert grade.gap("inference")[0] < 2
         assert (grade.amortisation > -3 * grade.mcse["amortisation"] - 0.01).all()
@@ -248,13 +247,14 @@ def models():
 
 
 @pytest.mark.parametrize("name", models())
-def test_every_kind_of_model_is_graded_and_stays_as_it_was(name):
+def test_every_kind_of_model_is_graded_and_stays_as_it_was(name, monkeypatch):
+    monkeypatch.setattr("pyrovae.evaluate.freed.STEPS", 30)
     model, rows = models()[name]
     model.train()
     frozen = next(model.parameters()).requires_grad_(False)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     modules, state = list(model.modules()), torch.get_rng_state()
-    grade = grade_guide(model, rows, particles=200, draws=30, sampler=HMC(warmup=30))
+    grade = grade_guide(model, rows, particles=200, draws=10, sampler=HMC(warmup=10))
     parts = grade.approximation + grade.amortisation
     assert np.allclose(parts, grade.inference, atol=1e-5)
     assert (grade.inference > -4 * grade.mcse["inference"]).all()
@@ -305,7 +305,7 @@ def test_the_offsets_of_a_pair_are_those_of_its_sites():
             scale = (0.3 * torch.eye(2)).to(x)
             pyro.sample("b", dist.MultivariateNormal(x - a[..., None], scale_tril=scale))
 
-    x = torch.rand(9, 2, dtype=torch.float64)
+    x = torch.rand(9, 2)
     pair = Pair(model=model, guide=guide)
     pair.check(Batch(x))
     freed = Freed(pair, Batch(x))
@@ -317,13 +317,13 @@ def test_the_offsets_of_a_pair_are_those_of_its_sites():
         "b.scale_tril": (1, 9, 2, 2),
     }
     assert freed.restricted
-    a, b = (
-        log_weights(m, x, 4) for m in (freed.at(freed.start), pair) if pyro.set_rng_seed(1) is None
-    )
-    assert a.shape == b.shape
+    draws = []
+    for each in (pair, freed.at(freed.start)):
+        pyro.set_rng_seed(1)
+        draws.append(log_weights(each, x, 4))
+    assert torch.allclose(*draws, atol=1e-5)
     grade = grade_guide(pair, x, particles=200, **NO_CHAINS)
     assert grade.amortisation.mean() > 0.1
-    assert len(list(pair.parameters())) == 0
 
 
 def test_of_models_that_know_log_p_it_is_exact():
@@ -355,7 +355,7 @@ def test_a_gap_that_is_not_split_is_graded_loose():
 
 def test_one_row_has_a_report_without_errors_over_rows():
     vae, exact = linear_vae(guide_scale=1.3)
-    grade = grade_guide(vae, exact.sample((1,)), particles=200, draws=30)
+    grade = grade_guide(vae, exact.sample((1,)), particles=200, draws=20, sampler=HMC(warmup=20))
     assert "1 row with 200 draws" in str(grade)
     assert math.isnan(grade.gap("inference")[1])
     assert "±  " not in str(grade.table())
@@ -412,7 +412,7 @@ def test_log_p_can_be_annealed():
 def test_the_seed_decides_and_the_precision_can_be_chosen():
     vae, exact = linear_vae(guide_scale=1.3)
     x = exact.sample((8,))
-    options = {"particles": 64, "draws": 10, "sampler": HMC(warmup=10), "rows": 5}
+    options = {"particles": 64, "draws": 4, "sampler": HMC(warmup=4), "rows": 5}
     a, b, c = (grade_guide(vae, x, seed=seed, **options) for seed in (1, 1, 2))
     assert len(a.log_p) == 5
     assert np.array_equal(a.best, b.best)
