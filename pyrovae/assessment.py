@@ -48,7 +48,7 @@ from pyrovae.models.model import require_model
 from pyrovae.part import unknown
 from pyrovae.place import destination, in_mode, seeded
 from pyrovae.progress import progress_bar
-from pyrovae.report import png
+from pyrovae.report import png, uncertain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -110,15 +110,15 @@ class Annealed:
         rows = f"the same {len(self.value)} rows"
         if self.more > max(0.1, 2 * self.result.mean_mcse):
             return (
-                f"annealing finds {self.more:.2f} ± {se:.2f} nats more for {rows}: the bound is "
+                f"annealing finds {uncertain(self.more, se)} nats more for {rows}: the bound is "
                 "too low by as much; take log p(x) by ais, or more particles"
             )
         if self.more < -max(0.1, 2 * self.result.mean_mcse):
             return (
-                f"annealing finds {-self.more:.2f} ± {se:.2f} nats less for {rows}: it has too "
+                f"annealing finds {uncertain(-self.more, se)} nats less for {rows}: it has too "
                 "few temperatures to tell more than draws of the guide"
             )
-        return f"annealing finds the same for {rows}, {self.more:+.2f} ± {se:.2f} nats"
+        return f"annealing finds the same for {rows}, a difference of {uncertain(self.more, se)}"
 
     def summary(self) -> dict[str, Any]:
         """The figures, as they are written to results.json."""

@@ -14,6 +14,7 @@ The folder that `write_report` makes holds
 
 import csv
 import io
+import math
 import re
 import textwrap
 from collections.abc import Sequence
@@ -109,6 +110,11 @@ class Table:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerows([self.columns, *self.rows])
         return text.getvalue()
+
+
+def uncertain(value: float, se: float, digits: int = 2) -> str:
+    """A figure with its standard error, if it has one."""
+    return f"{value:.{digits}f}" + ("" if math.isnan(se) else f" ± {se:.{digits}f}")
 
 
 def _markdown(cell: Any) -> str:

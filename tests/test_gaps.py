@@ -38,6 +38,13 @@ NO_CHAINS = {"draws": 0}
 SMALL = {"kind": "mlp", "hidden": (8,)}
 
 
+@pytest.fixture
+def quick(monkeypatch):
+    """Searches of few steps, where it is not their result that is tested."""
+    monkeypatch.setattr("pyrovae.evaluate.freed.STEPS", 15)
+    monkeypatch.setattr("pyrovae.evaluate.freed.JUDGES", 64)
+
+
 def bits(rows=12, columns=4):
     return torch.rand(rows, columns).round()
 
@@ -87,7 +94,7 @@ def roots(rows):
 
 def test_both_gaps_of_an_inflated_and_shifted_guide_are_the_closed_forms():
     vae, exact = linear_vae(guide_scale=1.3, guide_shift=0.3)
-    x = exact.sample((100,))
+    x = exact.sample((80,))
     grade = grade_guide(vae, x, **NO_CHAINS)
     kl = 2 * 0.5 * (1.3**2 + 0.3**2 - 1 - math.log(1.3**2))
     for name, truth in {"inference": kl, "amortisation": kl, "approximation": 0.0}.items():
@@ -174,7 +181,7 @@ def test_a_guide_with_one_of_two_modes_is_not_called_good():
     assert len(grade.unmixed) >= 20
 
 
-def test_without_chains_the_report_says_that_modes_were_not_looked_for():
+def test_without_chains_the_report_says_that_modes_were_not_looked_for(quick):
     grade = grade_guide(Pair(model=squares, guide=one_root), roots(10), **NO_CHAINS)
     assert grade.grade == "fine"
     assert "not looked for" in grade.verdict
@@ -189,7 +196,7 @@ def test_a_guide_with_both_modes_misses_nothing():
     assert "not split: 'z' is drawn from MixtureSameFamily" in str(grade)
 
 
-def test_a_mode_without_mass_does_not_count():
+def test_a_mode_without_mass_does_not_count(quick):
     """At x = 3, z = -5 explains x as well as z = 3 does, and has e^-8 of its mass."""
 
     def model(x):
@@ -247,8 +254,7 @@ def models():
 
 
 @pytest.mark.parametrize("name", models())
-def test_every_kind_of_model_is_graded_and_stays_as_it_was(name, monkeypatch):
-    monkeypatch.setattr("pyrovae.evaluate.freed.STEPS", 30)
+def test_every_kind_of_model_is_graded_and_stays_as_it_was(name, quick):
     model, rows = models()[name]
     model.train()
     frozen = next(model.parameters()).requires_grad_(False)
@@ -341,7 +347,7 @@ def test_of_models_that_know_log_p_it_is_exact():
         assert ("is not split: 'z' is drawn from JointNormal" in str(grade)) == split
 
 
-def test_a_gap_that_is_not_split_is_graded_loose():
+def test_a_gap_that_is_not_split_is_graded_loose(quick):
     def guide(x):
         with pyro.plate("data", len(x)):
             far = dist.Normal(x.sqrt() + 0.5, 0.1).to_event(1)
@@ -353,7 +359,7 @@ def test_a_gap_that_is_not_split_is_graded_loose():
     assert "why is not known" in grade.verdict
 
 
-def test_one_row_has_a_report_without_errors_over_rows():
+def test_one_row_has_a_report_without_errors_over_rows(quick):
     vae, exact = linear_vae(guide_scale=1.3)
     grade = grade_guide(vae, exact.sample((1,)), particles=200, draws=20, sampler=HMC(warmup=20))
     assert "1 row with 200 draws" in str(grade)
@@ -361,7 +367,7 @@ def test_one_row_has_a_report_without_errors_over_rows():
     assert "±  " not in str(grade.table())
 
 
-def test_rows_without_weight_are_named_and_left_out_of_means():
+def test_rows_without_weight_are_named_and_left_out_of_means(quick):
     def model(x):
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(x.new_zeros(1), 1.0).to_event(1))
@@ -399,7 +405,7 @@ def test_densities_that_are_no_numbers_are_refused_with_their_rows():
         grade_guide(Pair(model=model, guide=guide), x, **NO_CHAINS)
 
 
-def test_log_p_can_be_annealed():
+def test_log_p_can_be_annealed(quick):
     vae, exact = linear_vae(guide_scale=1.3)
     x = exact.sample((10,))
     annealing = AIS(temperatures=50)
@@ -409,7 +415,7 @@ def test_log_p_can_be_annealed():
     assert (grade.mcse["inference"] > 0).all()
 
 
-def test_the_seed_decides_and_the_precision_can_be_chosen():
+def test_the_seed_decides_and_the_precision_can_be_chosen(quick):
     vae, exact = linear_vae(guide_scale=1.3)
     x = exact.sample((8,))
     options = {"particles": 64, "draws": 4, "sampler": HMC(warmup=4), "rows": 5}
@@ -423,7 +429,7 @@ def test_the_seed_decides_and_the_precision_can_be_chosen():
     assert next(vae.parameters()).dtype == torch.float64
 
 
-def test_more_rows_than_go_through_at_a_time_keep_their_order(monkeypatch):
+def test_more_rows_than_go_through_at_a_time_keep_their_order(quick, monkeypatch):
     monkeypatch.setattr("pyrovae.evaluate.gaps.ROWS", 4)
     vae, exact = linear_vae()
     x = exact.sample((11,))
@@ -431,7 +437,7 @@ def test_more_rows_than_go_through_at_a_time_keep_their_order(monkeypatch):
     assert np.allclose(grade.elbo, exact.log_prob(x), atol=1e-9)
 
 
-def test_the_plot_shows_the_parts_and_marks_missed_modes():
+def test_the_plot_shows_the_parts_and_marks_missed_modes(quick):
     vae, exact = linear_vae(guide_scale=1.3)
     split = grade_guide(vae, exact.sample((6,)), particles=50, **NO_CHAINS)
     ax = plots.guide_grade(split)
@@ -443,7 +449,7 @@ def test_the_plot_shows_the_parts_and_marks_missed_modes():
     assert len(plots.guide_grade(whole).patches) == 1
 
 
-def test_the_summary_is_plain_numbers():
+def test_the_summary_is_plain_numbers(quick):
     vae, exact = linear_vae(guide_scale=1.3)
     found = grade_guide(vae, exact.sample((6,)), particles=50, **NO_CHAINS).summary()
     assert all(isinstance(value, (str, int, float)) for value in found.values())

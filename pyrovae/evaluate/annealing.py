@@ -41,6 +41,7 @@ from pyrovae.models import Model
 from pyrovae.models.model import observed, require_model
 from pyrovae.part import validated
 from pyrovae.place import destination, in_mode, placed, seeded
+from pyrovae.report import uncertain
 
 FEWER = 5
 """How many times fewer temperatures the pilot run has."""
@@ -228,7 +229,7 @@ class Sandwich:
     def __str__(self) -> str:
         return (
             f"{self.lower.mean():.3f} < mean log p(x) < {self.upper.mean():.3f} nats, gap "
-            f"{self.gap:.3f} ± {self.gap_se:.3f} ({len(self.lower)} simulated rows): "
+            f"{uncertain(self.gap, self.gap_se, 3)} ({len(self.lower)} simulated rows): "
             f"{self.verdict}. For real rows there is no upper bound."
         )
 
