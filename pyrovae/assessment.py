@@ -37,7 +37,7 @@ from pyrovae.evaluate import (
     predictive_check,
     sandwich,
 )
-from pyrovae.evaluate.annealing import AIS
+from pyrovae.evaluate.estimators import AIS
 from pyrovae.evaluate.gaps import grade_guide
 from pyrovae.evaluate.paired import standard_error
 from pyrovae.evaluate.samplers import HMC
@@ -246,7 +246,7 @@ def assess(
         raise Error(unknown("depth", depth, get_args(Depth)), "depth")
     settings, batch = dict(settings or {}), as_batch(test)
     model.check(batch.to(*destination(model)))
-    questions = dict(_questions(model, batch, train, depth, settings))
+    questions = _questions(model, batch, train, depth, settings)
     seconds = _seconds(model, batch, questions)
     if depth != "likelihood":
         say(f"{depth} evaluation: about {_duration(sum(seconds.values()))}")
@@ -270,7 +270,7 @@ def assess(
 
 def _questions(
     model: Model, batch: Batch, train: Any, depth: Depth, settings: Mapping[str, Any]
-) -> Iterator[tuple[str, Question]]:
+) -> dict[str, Question]:
     """The questions of a depth by name, in the order in which they are asked."""
     k = settings.get("particles") or 1000
     n = min(settings.get("rows") or len(batch), len(batch))
@@ -278,20 +278,19 @@ def _questions(
     def likelihood(rows: Batch = batch) -> LogLikelihood:
         return log_likelihood(model, rows, **settings)
 
-    yield "likelihood", Question("How large is log p(x)?", likelihood, ((n * k / BLOCK, BLOCK),))
+    first = Question("How large is log p(x)?", likelihood, ((n * k / BLOCK, BLOCK),))
     if depth == "likelihood":
-        return
+        return {"likelihood": first}
     effort = EFFORTS[depth]
-    same: dict[str, Any] = {k: settings[k] for k in SHARED if k in settings}
+    same: dict[str, Any] = {name: settings[name] for name in SHARED if name in settings}
     moved, many = batch[: effort.annealed], batch[: effort.rows]
-    few, passes = moved[: max(1, len(moved) // 2)], len(many) * 100 / BLOCK
-    ais = AIS(temperatures=effort.temperatures)
-    moves = 3.6 * ais.leapfrogs * effort.temperatures
+    few = moved[: max(2, len(moved) // 2)]
+    ais, chains = AIS(temperatures=effort.temperatures), HMC(warmup=max(100, effort.draws))
 
     def annealing() -> Annealed:
         _refuse_known(model)
-        annealed = log_likelihood(model, moved, method=ais, particles=CHAINS, **same)
-        return Annealed(annealed, likelihood(moved).value)
+        found = log_likelihood(model, moved, method=ais, particles=CHAINS, **same)
+        return Annealed(found, likelihood(moved).value)
 
     def bounds() -> Any:
         _refuse_known(model)
@@ -299,65 +298,46 @@ def _questions(
 
     def guide() -> Any:
         _refuse_known(model)
-        chains = HMC(warmup=max(100, effort.draws))
-        return grade_guide(
-            model,
-            moved,
-            particles=effort.particles,
-            draws=effort.draws,
-            sampler=chains,
-            **same,
-        )
+        options: dict[str, Any] = {"particles": effort.particles, "draws": effort.draws}
+        return grade_guide(model, moved, sampler=chains, **options, **same)
 
-    def tree() -> Any:
-        return to_arviz(model, moved, particles=k, rows=None, **same)
+    def samples() -> Any:
+        return grade_samples(model, batch, train, rows=max(20, effort.rows), **same)
 
-    yield (
-        "annealing",
-        Question("Does annealing find more of it?", annealing, ((moves, CHAINS * len(moved)),)),
-    )
-    yield (
-        "sandwich",
-        Question("Can annealing be trusted?", bounds, ((2 * moves, CHAINS * len(few)),)),
-    )
-    chained = 15 * (effort.draws + max(100, effort.draws)), 8 * len(moved)
-    yield (
-        "guide",
-        Question("Is the guide good?", guide, ((1000, 16 * len(moved)), chained)),
-    )
-    yield (
-        "latent",
-        Question(
+    moves = 3.6 * ais.leapfrogs * effort.temperatures
+    steps = 3 * chains.leapfrogs * (chains.warmup + effort.draws)
+    some = ((len(many) * 100 / BLOCK, BLOCK),)
+    return {
+        "likelihood": first,
+        "annealing": Question(
+            "Does annealing find more of it?", annealing, ((moves, CHAINS * len(moved)),)
+        ),
+        "sandwich": Question(
+            "Can annealing be trusted?", bounds, ((2 * moves, CHAINS * len(few)),)
+        ),
+        "guide": Question(
+            "Is the guide good?", guide, ((1000, 16 * len(moved)), (steps, 8 * len(moved)))
+        ),
+        "latent": Question(
             "Is the latent used?",
             lambda: latent_use(model, many, **same),
-            ((2 * passes + len(many) ** 2 / BLOCK, BLOCK),),
+            (*some, (len(many) ** 2 / BLOCK, BLOCK)),
         ),
-    )
-    yield (
-        "calibration",
-        Question(
-            "Is the guide the posterior?",
-            lambda: calibrate(model, many, **same),
-            ((passes, BLOCK),),
+        "calibration": Question(
+            "Is the guide the posterior?", lambda: calibrate(model, many, **same), some
         ),
-    )
-    yield (
-        "prediction",
-        Question(
+        "prediction": Question(
             "Do rows look like draws, entry by entry?",
             lambda: predictive_check(model, many, **same),
-            ((passes, BLOCK),),
+            some,
         ),
-    )
-    yield (
-        "samples",
-        Question(
-            "Do draws look like rows, all entries at once?",
-            lambda: grade_samples(model, batch, train, rows=max(20, effort.rows), **same),
-            ((passes, BLOCK),),
+        "samples": Question("Do draws look like rows, all entries at once?", samples, some),
+        "tree": Question(
+            "Draws for ArviZ",
+            lambda: to_arviz(model, moved, particles=k, rows=None, **same),
+            ((len(moved) * 8000 / BLOCK, BLOCK),),
         ),
-    )
-    yield "tree", Question("Draws for ArviZ", tree, ((len(moved) * 8000 / BLOCK, BLOCK),))
+    }
 
 
 def _refuse_known(model: Model) -> None:

@@ -10,8 +10,9 @@ import torch
 from linear_gaussian import linear_vae, true_posterior
 
 from pyrovae import VAE, Batch, Pair, SemiSupervisedVAE, Transformed, log_likelihood, sandwich
-from pyrovae.evaluate.annealing import AIS, Schedule, _simulated, _spaced, adapted, anneal
+from pyrovae.evaluate.bounds import _simulated
 from pyrovae.evaluate.coordinates import Coordinates
+from pyrovae.evaluate.estimators.annealing import AIS, Schedule, _spaced, adapted, anneal
 from pyrovae.evaluate.hamiltonian import from_guide, from_prior, move
 from pyrovae.place import in_mode, seeded
 

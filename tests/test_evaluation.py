@@ -186,7 +186,10 @@ def test_one_impossible_draw_does_not_hide_a_row():
 def test_an_exact_model_that_is_broken_says_so():
     model = Mixture(x=(6,), components=2, family="bernoulli")
     model.h.data[:] = torch.nan
-    with pyro.validation_enabled(False), pytest.raises(ValueError, match="is not a number in rows 0, 1, 2"):
+    with (
+        pyro.validation_enabled(False),
+        pytest.raises(ValueError, match="is not a number in rows 0, 1, 2"),
+    ):
         log_likelihood(model, X)
 
 

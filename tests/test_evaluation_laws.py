@@ -8,7 +8,7 @@ from pyro import poutine
 import pyrovae
 from pyrovae import VAE, HierarchicalVAE, Pair, Stochastic, Transformed
 from pyrovae.arviz import to_arviz
-from pyrovae.evaluate.annealing import AIS
+from pyrovae.evaluate.estimators import AIS
 from pyrovae.evaluate.samplers import HMC, NUTS
 
 X = torch.randn(25, 3)

@@ -27,7 +27,7 @@ from pyrovae import (
     load,
     plots,
 )
-from pyrovae.evaluate.annealing import AIS
+from pyrovae.evaluate.estimators import AIS
 from pyrovae.evaluate.freed import Freed
 from pyrovae.evaluate.samplers import HMC
 from pyrovae.evaluate.weights import log_weights
@@ -143,6 +143,8 @@ def test_a_diagonal_guide_of_correlated_posteriors_is_graded_family(chains):
     assert grade.grade == "family"
     assert "family limits" in grade.verdict
     assert np.abs(grade.amortisation).max() < 0.02
+    common = grade.mcse["amortisation"].max()  # the noise that both guides share is not in it
+    assert common < 0.1 * grade.mcse["inference"].min()
     if chains is CHAINS:  # alone, draws of so narrow a guide miss tails of p(x)
         z = (grade.approximation - gap) / np.hypot(grade.mcse["approximation"], 0.005)
         assert (np.abs(z) < 3).mean() >= 0.96
@@ -161,10 +163,15 @@ def test_the_exact_guide_is_fine_and_has_no_gap():
     assert "nothing that it misses" in grade.verdict
 
 
-def test_the_approximation_gap_of_a_search_from_the_optimum_is_not_worse_than_the_guides():
+def test_a_search_that_goes_astray_leaves_the_guide_as_it_is(monkeypatch):
+    def astray(freed, offsets):
+        return {name: offset + 2 for name, offset in offsets.items()}
+
+    monkeypatch.setattr(Freed, "_round", astray)
     vae, exact, _ = correlated()
-    grade = grade_guide(vae, exact.sample((50,)), **NO_CHAINS)
-    assert (grade.amortisation > -3 * grade.mcse["amortisation"] - 0.005).all()
+    grade = grade_guide(vae, exact.sample((20,)), **NO_CHAINS)
+    assert np.array_equal(grade.best, grade.elbo)
+    assert (grade.left == 0).all()
 
 
 def test_a_guide_with_one_of_two_modes_is_not_called_good():

@@ -1,6 +1,6 @@
 """Evaluation: how good is the model, and how good is the number that says so."""
 
-from pyrovae.evaluate.annealing import Sandwich, sandwich
+from pyrovae.evaluate.bounds import Sandwich, sandwich
 from pyrovae.evaluate.calibration import Calibration, calibrate
 from pyrovae.evaluate.comparison import Seeds, compare, select
 from pyrovae.evaluate.copies import Memorisation, memorisation
