@@ -38,6 +38,7 @@ from .evaluate import (
     posterior,
     predictive_check,
     reconstruct,
+    samplers,
     sandwich,
     select,
 )
@@ -126,6 +127,7 @@ __all__ = [
     "reconstruct",
     "refit_prior",
     "roles",
+    "samplers",
     "sandwich",
     "save",
     "select",

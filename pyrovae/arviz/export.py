@@ -209,7 +209,7 @@ def _layout(
             "columns",
         )
     trace, event = _run(model, model.model, batch, 1), tuple(model.event)
-    if taken := trace.nodes.keys() & {*DRAWS, *sum(ENTRIES.values(), ())}:
+    if taken := {name for name, _ in sites(trace)} & {*DRAWS, *sum(ENTRIES.values(), ())}:
         raise Error(f"the site '{min(taken)}' has the name of a dimension: rename it")
     data = {site["name"]: tuple(site["fn"].event_shape) for site in observed(trace)}
     entries = {name: ENTRIES.get(len(event), ()) for name in data if data[name] == event}

@@ -33,6 +33,7 @@ from torch.distributions import Independent, transform_to
 from pyrovae.batch import Batch
 from pyrovae.errors import Error
 from pyrovae.evaluate.weights import Array, log_weights, paired_traces
+from pyrovae.families import Family
 from pyrovae.models import Model
 from pyrovae.networks import Network
 from pyrovae.place import seeded
@@ -70,7 +71,12 @@ class Freed:
     def __init__(self, model: Model, batch: Batch) -> None:
         self.model, self.batch = model, batch
         modules = dict(model.named_modules())
-        encoders = {n: m for n, m in modules.items() if isinstance(_of(m, "encoder"), Network)}
+        encoders = {
+            name: module
+            for name, module in modules.items()
+            if isinstance(_of(module, "encoder"), Network)
+            and isinstance(_of(module, "posterior"), Family)
+        }
         found: Found = {}
         noting = partial(_noting, encoders, found) if encoders else partial(_Sites, model, found)
         plate = pyro.plate("particles", 2, dim=-2)

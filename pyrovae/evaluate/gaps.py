@@ -91,7 +91,7 @@ def grade_guide(
             modes are not looked for.
         method: the estimator of log p(x); unless given, log p(x) itself where it is known, and
             importance sampling as `pyrovae.evaluate.gaps` says.
-        sampler: what moves the chains; `hmc` unless given.
+        sampler: what moves the chains; `hmc` with a warm-up of 300 moves unless given.
         tolerance: the mean inference gap in nats up to which the guide can be fine.
         rows: the first rows only; all unless given.
         seed: of the draws.

@@ -152,6 +152,8 @@ class GuideGrade:
     @property
     def verdict(self) -> str:
         """What limits the guide and what to do, in one sentence."""
+        if not self.known.any():
+            return "No row has a bound: draws of the guide have the weight 0 in each."
         inference, family, encoder = (_nats(*self.gap(name)) for name in GAPS)
         khat = f"k-hat is above {self.threshold:.2f} in {self.heavy:.0%} of the rows"
         if self.grade == "modes":
@@ -199,6 +201,15 @@ class GuideGrade:
             if not math.isnan(median):
                 rows.append((head, "", f"{median:.2f}", f"{tail:.2f}"))
         return Table(("", "mean", "median", "90 %"), rows, tuple(self._notes()))
+
+    def errors(self) -> Table:
+        """One line an entry of the latents: the median and 90 % quantile of q's errors."""
+        rows = []
+        for j, name in enumerate(self.entries):
+            columns = (np.abs(values[:, j]) for values in (self.mean_error, self.sd_error))
+            rows.append((name, *(q for v in columns for q in _quantiles(v[~np.isnan(v)]))))
+        heads = ("|mean error|, sd", "90 %", "|log sd ratio|", "90 %")
+        return Table(("entry", *heads), rows)
 
     def _notes(self) -> Iterator[str]:
         yield (

@@ -26,6 +26,7 @@ from pyrovae.models import Model
 from pyrovae.models.model import require_model
 from pyrovae.part import validated
 from pyrovae.place import in_mode, placed, seeded
+from pyrovae.report import uncertain
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,11 +157,10 @@ class LogLikelihood:
 
     def __str__(self) -> str:
         given = f" | {self.given}" if self.given else ""
-        se = "" if math.isnan(self.se) else f" ± {self.se:.2f}"
         kind = self.kind if self.exact else f"{self.kind} by {self.method}"
         rows = f"{len(self.value)} row{'s' * (len(self.value) > 1)}"
         how = ", ".join([kind, rows, *([] if self.exact else self._basis())])
-        return "; ".join([f"log p(x{given}) = {self.mean:.2f}{se} nats ({how})", *self._trouble()])
+        return "; ".join([f"log p(x{given}) = {uncertain(self.mean, self.se)} nats ({how})", *self._trouble()])
 
     def _basis(self) -> Iterator[str]:
         """What the estimate rests on."""
