@@ -289,7 +289,7 @@ class TestModels:
 
 def two_sites(a="a", latent="net/z"):
     def model(x):
-        with pyro.plate("row", len(x), dim=-1):
+        with pyro.plate("column", len(x), dim=-1):
             z = pyro.sample(latent, dist.Normal(x.new_zeros(()), 1.0))
             pyro.sample(a, dist.Normal(z, 1.0), obs=x[:, 0])
             return pyro.sample("b", dist.Normal(z[..., None], 2.0).to_event(1), obs=x[:, 1:])

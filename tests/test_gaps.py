@@ -88,6 +88,17 @@ def both_roots(x):
         pyro.sample("z", dist.MixtureSameFamily(equal, pair))
 
 
+def within_20(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(x.new_zeros(1), 1.0).to_event(1))
+        pyro.sample("x", dist.Uniform(z - 20, z + 20).to_event(1), obs=x)
+
+
+def standard(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0).to_event(1))
+
+
 def roots(rows):
     return (1.5 + 0.2 * torch.randn(rows, 1, dtype=torch.float64)).square()
 
@@ -372,18 +383,9 @@ def test_one_row_has_a_report_without_errors_over_rows(quick):
 
 
 def test_rows_without_weight_are_named_and_left_out_of_means(quick):
-    def model(x):
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(x.new_zeros(1), 1.0).to_event(1))
-            pyro.sample("x", dist.Uniform(z - 20, z + 20).to_event(1), obs=x)
-
-    def guide(x):
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0).to_event(1))
-
     x = torch.zeros(6, 1)
     x[[2, 5]] = 1e3
-    pair = Pair(model=model, guide=guide)
+    pair = Pair(model=within_20, guide=standard)
     for chains in (NO_CHAINS, {"draws": 20, "sampler": HMC(warmup=20)}):
         grade = grade_guide(pair, x, particles=100, **chains)
         assert grade.known.tolist() == [True, True, False, True, True, False]
@@ -394,16 +396,9 @@ def test_rows_without_weight_are_named_and_left_out_of_means(quick):
 
 
 def test_a_guide_whose_draws_have_no_weight_at_all_is_not_called_good(quick):
-    def model(x):
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(x.new_zeros(1), 1.0).to_event(1))
-            pyro.sample("x", dist.Uniform(z - 20, z + 20).to_event(1), obs=x)
-
-    def guide(x):
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0).to_event(1))
-
-    grade = grade_guide(Pair(model=model, guide=guide), torch.full((3, 1), 1e3), **NO_CHAINS)
+    grade = grade_guide(
+        Pair(model=within_20, guide=standard), torch.full((3, 1), 1e3), **NO_CHAINS
+    )
     assert grade.grade == "loose"
     assert "No row has a bound" in str(grade)
 
@@ -414,14 +409,10 @@ def test_densities_that_are_no_numbers_are_refused_with_their_rows():
             z = pyro.sample("z", dist.Normal(x.new_zeros(1), 1.0).to_event(1))
             pyro.sample("x", dist.Normal(z, (1 - x).sqrt()).to_event(1), obs=x)
 
-    def guide(x):
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0).to_event(1))
-
     x = torch.zeros(4, 1)
     x[3] = 7.0
     with pytest.raises(Error, match="not a number in row 3"):
-        grade_guide(Pair(model=model, guide=guide), x, **NO_CHAINS)
+        grade_guide(Pair(model=model, guide=standard), x, **NO_CHAINS)
 
 
 def test_log_p_can_be_annealed(quick):

@@ -26,6 +26,8 @@ from pyrovae.evaluate.weights import log_density, paired_traces, refuse_global, 
 from pyrovae.models import Model
 from pyrovae.place import unchecked
 
+INSTEAD = "method = 'iwae' for log p(x), 'resampled' for draws"
+
 
 class Coordinates:
     """The unconstrained latents u of the rows of a batch, and the densities of model and guide.
@@ -123,8 +125,7 @@ def _map(name: str, p: Any, purpose: str) -> Any:
     support = base(p.support)
     if support.is_discrete:
         raise Error(
-            f"the latent '{name}' is discrete, and {purpose} needs continuous ones: use "
-            "method = 'iwae' as it is, which sums over few states"
+            f"the latent '{name}' is discrete, and {purpose} needs continuous ones: use {INSTEAD}"
         )
     plain = support
     if isinstance(support, constraints.interval):
@@ -134,5 +135,5 @@ def _map(name: str, p: Any, purpose: str) -> Any:
     except NotImplementedError:
         raise Error(
             f"the latent '{name}' is on a space without coordinates, such as a circle or sphere, "
-            f"and {purpose} needs some: use method = 'iwae' as it is"
+            f"and {purpose} needs some: use {INSTEAD}"
         ) from None

@@ -213,9 +213,9 @@ class GuideGrade:
 
     def _notes(self) -> Iterator[str]:
         yield (
-            f"{len(self.log_p)} row{'s' * (len(self.log_p) > 1)} with {self.particles} draws each, "
-            "nats ± standard errors over "
-            f"rows (Monte-Carlo error in brackets); log p(x) by {self.method}."
+            f"{len(self.log_p)} row{'s' * (len(self.log_p) > 1)} with {self.particles} draws "
+            "each, nats ± standard errors over rows (Monte-Carlo error in brackets); log p(x) by "
+            f"{self.method}."
         )
         if not np.isnan(self.rhat).all():
             noise = float(np.nanmedian(self.error_noise))
