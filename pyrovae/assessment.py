@@ -30,6 +30,7 @@ from pyrovae.errors import Error
 from pyrovae.evaluate import (
     LogLikelihood,
     calibrate,
+    grade_guide,
     grade_samples,
     latent_use,
     log_likelihood,
@@ -38,7 +39,6 @@ from pyrovae.evaluate import (
     sandwich,
 )
 from pyrovae.evaluate.estimators import AIS
-from pyrovae.evaluate.gaps import grade_guide
 from pyrovae.evaluate.paired import standard_error
 from pyrovae.evaluate.samplers import HMC
 from pyrovae.evaluate.weights import BLOCK
@@ -381,6 +381,7 @@ def _pit(check: Any) -> "Figure":
 
 
 PLOTS: Mapping[str, Callable[[Any], Any]] = {
+    "guide": lambda grade: plots.guide_grade(grade).figure,
     "latent": lambda use: plots.latent_use(use).figure,
     "calibration": _pit,
     "prediction": _pit,

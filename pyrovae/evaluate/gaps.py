@@ -40,7 +40,7 @@ from pyrovae.evaluate.coordinates import Coordinates
 from pyrovae.evaluate.estimators import Estimator, Exact
 from pyrovae.evaluate.freed import Freed
 from pyrovae.evaluate.grade import GAPS, MISSED, GuideGrade
-from pyrovae.evaluate.likelihood import _named, _refuse_undefined
+from pyrovae.evaluate.likelihood import named_rows, refuse_undefined
 from pyrovae.evaluate.mcmc import MIXED, posterior
 from pyrovae.evaluate.samplers import HMC, Sampler
 from pyrovae.evaluate.weights import BLOCK, Array, log_weights, reduce
@@ -120,9 +120,11 @@ def grade_guide(
         ]
         entries = _entries(model, batch[:1]) if blocks[0]["mean_error"].shape[1] else ()
     columns = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
-    _refuse_undefined(columns["elbo"])
+    refuse_undefined(columns["elbo"])
     if len(lost := np.flatnonzero(np.isneginf(columns["elbo"]))):
-        notes[f"Draws have the weight 0, so that the ELBO is -infinity, in {_named(lost)}."] = None
+        notes[
+            f"Draws have the weight 0, so that the ELBO is -infinity, in {named_rows(lost)}."
+        ] = None
     mcse = {name: columns.pop(f"{name}_mcse") for name in GAPS}
     chained = moves is not None and not np.isnan(columns["missed"]).all()
     sampling = f"importance sampling with draws of the guide{' and of chains' if chained else ''}"

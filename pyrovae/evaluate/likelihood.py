@@ -160,7 +160,9 @@ class LogLikelihood:
         kind = self.kind if self.exact else f"{self.kind} by {self.method}"
         rows = f"{len(self.value)} row{'s' * (len(self.value) > 1)}"
         how = ", ".join([kind, rows, *([] if self.exact else self._basis())])
-        return "; ".join([f"log p(x{given}) = {uncertain(self.mean, self.se)} nats ({how})", *self._trouble()])
+        return "; ".join(
+            [f"log p(x{given}) = {uncertain(self.mean, self.se)} nats ({how})", *self._trouble()]
+        )
 
     def _basis(self) -> Iterator[str]:
         """What the estimate rests on."""
@@ -175,23 +177,23 @@ class LogLikelihood:
     def _trouble(self) -> Iterator[str]:
         """What is not as it should be, and in which rows."""
         if len(self.unreached):
-            yield f"the error is above {self.tolerance:g} nats in {_named(self.unreached)}"
+            yield f"the error is above {self.tolerance:g} nats in {named_rows(self.unreached)}"
         if len(lost := np.flatnonzero(np.isneginf(self.value))):
-            yield f"all weights are 0 in {_named(lost)}"
+            yield f"all weights are 0 in {named_rows(lost)}"
 
 
-def _named(rows: NDArray[np.intp]) -> str:
+def named_rows(rows: NDArray[np.intp]) -> str:
     """Rows by their places: "rows 2, 3, 5, 7, 11 and 20 others"."""
     more = f" and {len(rows) - 5} others" if len(rows) > 5 else ""
     return f"row{'s' * (len(rows) > 1)} {', '.join(map(str, rows[:5].tolist()))}{more}"
 
 
-def _refuse_undefined(value: Array) -> None:
+def refuse_undefined(value: Array) -> None:
     """Refuse values that are no logarithm of a density."""
     if len(bad := np.flatnonzero(np.isnan(value) | (value == np.inf))):
         raise Error(
-            f"log p(x) is not a number in {_named(bad)}: a density of the model or of its guide "
-            "is NaN or infinite there"
+            f"log p(x) is not a number in {named_rows(bad)}: a density of the model or of its "
+            "guide is NaN or infinite there"
         )
 
 
@@ -242,7 +244,7 @@ def log_likelihood(
         batch = as_batch(data)[:rows].to(*place)
         model.check(batch)
         columns = estimator(model, batch, particles)
-    _refuse_undefined(columns["value"])
+    refuse_undefined(columns["value"])
     return LogLikelihood(
         **columns,
         method=estimator.kind,
