@@ -593,3 +593,13 @@ def test_bad_arguments_are_refused():
         latent_use(VAE(x=(2,), z=(1,)), torch.zeros(3, 2), particles=1)
     with pytest.raises(ValueError, match="should be a model"):
         latent_use(nn.Linear(1, 1), torch.zeros(3, 2))
+
+
+def test_a_marginal_kl_that_is_but_an_upper_bound_is_no_part_of_the_verdict():
+    """Precise guides of many entries: I(x; z) reaches log N, and the rest is counted as KL."""
+    vae, exact = linear_vae(1.0, 60.0, d=20, lengths=(40.0,) * 6)
+    found = latent_use(vae, exact.sample((100,)))
+    assert found.saturated
+    assert not found["z"].matches
+    assert "does not match the prior (p = " in found.verdict
+    assert "KL(q(z) || p(z))" not in found.verdict

@@ -155,7 +155,8 @@ class SiteUse:
             yield f"{self._named(self.idle)} idle, moving with x while the decoder ignores it"
         if not self.matches:
             mean, se = estimate(self.marginal)
-            far = "" if math.isnan(mean) else f", KL(q(z) || p(z)) = {mean:.2f} ± {se:.2f} nats"
+            known = not (math.isnan(mean) or saturated(self.information))
+            far = f", KL(q(z) || p(z)) = {mean:.2f} ± {se:.2f} nats" if known else ""
             yield (
                 f"the aggregated posterior of {self.name} does not match the prior "
                 f"(p = {self.p_value:.3f}{far}): do not trust rows sampled from the prior"
@@ -219,7 +220,7 @@ class LatentUse:
     @property
     def saturated(self) -> bool:
         """Whether I_q(x; z) is so near the log N it cannot exceed that it is but a lower bound."""
-        return bool(self.information.mean() > math.log(max(len(self.information) / OVERLAP, 1)))
+        return saturated(self.information)
 
     @property
     def verdict(self) -> str:
@@ -297,6 +298,11 @@ class LatentUse:
 
     def __str__(self) -> str:
         return f"{self.table()}\n\n{self.verdict}"
+
+
+def saturated(information: Array) -> bool:
+    """Whether a mean of information over N rows is near log N, the most that it can be."""
+    return bool(information.mean() > math.log(max(len(information) / OVERLAP, 1)))
 
 
 def _absent(values: Array) -> bool:
