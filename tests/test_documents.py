@@ -12,6 +12,7 @@ import pytest
 from pyrovae import catalogue, cli
 from pyrovae.assessment import EFFORTS, Effort
 from pyrovae.catalogue import roles
+from pyrovae.evaluate import freed
 from pyrovae.specs import parse, read_spec
 
 ROOT = Path(__file__).parent.parent
@@ -25,6 +26,7 @@ def little(monkeypatch):
     """An evaluation of few draws."""
     least = Effort(annealed=3, temperatures=5, draws=5, particles=50, rows=40)
     monkeypatch.setitem(EFFORTS, "quick", least)
+    monkeypatch.setattr(freed, "STEPS", 10)
 
 
 def blocks(language, text=README):
@@ -35,7 +37,7 @@ def execute(text, name):
     """Run the Python of a document, in one piece, with few epochs and few draws."""
     code = re.sub(r"\bepochs=\d+", "epochs=2", "\n".join(blocks("python", text)))
     code = re.sub(r"\bparticles=\d+", "particles=20", code)
-    code = re.sub(r"\btemperatures=\d+", "temperatures=5", code)
+    code = re.sub(r"\b(temperatures|draws)=\d+", r"\1=5", code)
     exec(compile(code, name, "exec"), {"__name__": name})
 
 
@@ -137,6 +139,7 @@ COUNTED = """
 import importlib, pkgutil
 import pyrovae
 from pyrovae.catalogue import roles
+from pyrovae.evaluate import freed
 
 def members():
     return {(name, kind) for name, role in roles().items() for kind in role.members}

@@ -8,7 +8,8 @@ from pyro import poutine
 import pyrovae
 from pyrovae import VAE, HierarchicalVAE, Pair, Stochastic, Transformed
 from pyrovae.arviz import to_arviz
-from pyrovae.evaluate.estimators import AIS
+from pyrovae.evaluate import freed
+from pyrovae.evaluate.estimators import AIS, grid
 from pyrovae.evaluate.samplers import HMC, NUTS
 
 X = torch.randn(25, 3)
@@ -72,6 +73,13 @@ MODELS = {
         x=(3,), z=(1,), layers=(Stochastic(z=(1,)),), likelihood="shared-normal"
     ),
 }
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    monkeypatch.setattr(freed, "STEPS", 10)
+    monkeypatch.setattr(freed, "ROUNDS", 1)
+    monkeypatch.setattr(grid, "FITS", 3)
 
 
 @pytest.fixture(params=MODELS)

@@ -12,7 +12,7 @@ from pyrovae.evaluate.samplers import HMC, NUTS, Guide, Pace, Resampled, Sampler
 from pyrovae.models import Stochastic
 
 LENGTHS = (1.5, 1.2, 1.0, 0.8, 0.6)
-SAMPLERS = {"hmc": HMC(), "resampled": Resampled(particles=20_000)}
+SAMPLERS = {"hmc": HMC(warmup=200, leapfrogs=3), "resampled": Resampled(particles=20_000)}
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
@@ -20,7 +20,7 @@ def test_draws_have_the_mean_and_spread_of_the_posterior(sampler):
     vae, exact = linear_vae(1.3, 0.3, 20, LENGTHS)
     x = exact.sample((40,))
     mean, sd = true_posterior(vae, x)
-    found = posterior(vae, x, 500, method=sampler)
+    found = posterior(vae, x, 400, method=sampler)
     assert found.ess.min() >= 600
     assert ((found.mean["z"] - mean) / sd).abs().max() < 0.15
     assert (found.sd["z"] / sd - 1).abs().max() < 0.15
@@ -28,11 +28,11 @@ def test_draws_have_the_mean_and_spread_of_the_posterior(sampler):
 
 def test_chains_on_a_normal_posterior_mix():
     vae, exact = linear_vae(1.3, 0.3, 20, LENGTHS)
-    found = posterior(vae, exact.sample((40,)), 500)
+    found = posterior(vae, exact.sample((40,)), 400, method=HMC(warmup=200, leapfrogs=3))
     assert (found.rhat <= 1.01).mean() > 0.9
     assert (found.accepted > 0.7).all()
-    assert found.z["z"].shape == (4, 500, 40, 5)
-    assert "4 chains of 500 draws by hmc for 40 rows" in str(found)
+    assert found.z["z"].shape == (4, 400, 40, 5)
+    assert "4 chains of 400 draws by hmc for 40 rows" in str(found)
 
 
 def test_the_guide_is_what_it_is():
@@ -71,8 +71,8 @@ def test_chains_from_the_prior_show_a_mode_that_the_guide_leaves_out():
 def test_the_no_u_turn_sampler_of_pyro_agrees():
     """A posterior that is not normal; four standard errors of 2 means and spreads."""
     pair, x = Pair(model=curved, guide=curved_guide), torch.tensor([[1.2]]).double()
-    ours = posterior(pair, x, 800)
-    pyros = posterior(pair, x, 200, method=NUTS(warmup=100), chains=2)
+    ours = posterior(pair, x, 500)
+    pyros = posterior(pair, x, 150, method=NUTS(warmup=60), chains=1)
     assert pyros.method == "nuts"
     error = np.sqrt(1 / ours.ess + 1 / pyros.ess)
     difference = (ours.mean["z"] - pyros.mean["z"]) / pyros.sd["z"]
@@ -97,7 +97,7 @@ def curved_guide(x):
 def test_bounded_latents_stay_inside_and_have_the_right_mean():
     """z ~ Gamma(3, 2) with x ~ Poisson(z): the posterior is Gamma(3 + x, 3)."""
     pair, x = Pair(model=rates, guide=rates_guide), torch.arange(6.0).double()[:, None]
-    found = posterior(pair, x, 1000)
+    found = posterior(pair, x, 400, method=HMC(warmup=200, leapfrogs=3))
     mean, sd = (3 + x) / 3, (3 + x).sqrt() / 3
     assert (found.z["z"] > 0).all()
     error = 4 / np.sqrt(found.ess)[:, None]
