@@ -7,6 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+import two_modes
 from linear_gaussian import linear_vae, true_posterior
 
 from pyrovae import VAE, Batch, Pair, SemiSupervisedVAE, Transformed, log_likelihood, sandwich
@@ -95,20 +96,8 @@ def test_a_sandwich_says_when_annealing_is_too_short():
     assert "For real rows there is no upper bound" in str(long)
 
 
-def two_modes(x):
-    with pyro.plate("data", len(x), dim=-1):
-        z = pyro.sample("z", dist.Normal(x.new_zeros(1), 1.0).to_event(1))
-        pyro.sample("x", dist.Normal(z.square(), 0.3).to_event(1), obs=x)
-
-
-def one_mode(x):
-    with pyro.plate("data", len(x), dim=-1):
-        loc = x.clamp(min=0.5).sqrt()
-        pyro.sample("z", dist.Normal(loc, 0.15 / loc).to_event(1))
-
-
 def test_annealing_from_the_prior_finds_a_mode_that_the_guide_leaves_out():
-    pair, x = Pair(model=two_modes, guide=one_mode), torch.linspace(1, 3, 20)[:, None].double()
+    pair, x = two_modes.pair(), torch.linspace(1, 3, 20)[:, None].double()
     truth = log_likelihood(pair, x, method="grid").value
     plain = log_likelihood(pair, x, particles=1000)
     assert np.abs(plain.value - truth + math.log(2)).max() < 0.05

@@ -5,6 +5,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+import two_modes
 from linear_gaussian import linear_vae, true_posterior
 
 from pyrovae import VAE, HierarchicalVAE, Mixture, Pair, SemiSupervisedVAE, posterior
@@ -46,20 +47,8 @@ def test_the_guide_is_what_it_is():
     assert np.isnan(found.accepted).all()
 
 
-def two_modes(x):
-    with pyro.plate("data", len(x), dim=-1):
-        z = pyro.sample("z", dist.Normal(x.new_zeros(1), 1.0).to_event(1))
-        pyro.sample("x", dist.Normal(z.square(), 0.3).to_event(1), obs=x)
-
-
-def one_mode(x):
-    with pyro.plate("data", len(x), dim=-1):
-        loc = x.clamp(min=0.5).sqrt()
-        pyro.sample("z", dist.Normal(loc, 0.15 / loc).to_event(1))
-
-
 def test_chains_from_the_prior_show_a_mode_that_the_guide_leaves_out():
-    pair, x = Pair(model=two_modes, guide=one_mode), torch.linspace(2, 3, 20)[:, None].double()
+    pair, x = two_modes.pair(), torch.linspace(2, 3, 20)[:, None].double()
     found = posterior(pair, x, 200, chains=8)
     assert (found.z["z"][:4] > 0).float().mean() > 0.9
     assert (found.z["z"][4:] < 0).any()

@@ -41,11 +41,11 @@ from pyrovae.errors import Error
 from pyrovae.evaluate.likelihood import LogLikelihood, log_likelihood
 from pyrovae.evaluate.mcmc import Posterior, posterior
 from pyrovae.evaluate.samplers import Draws, Resampled, Sampler, weighted
-from pyrovae.evaluate.weights import BLOCK, log_density, reduce, sites
+from pyrovae.evaluate.weights import BLOCK, checked, evaluating, log_density, reduce, sites
 from pyrovae.models import Model
-from pyrovae.models.model import observed, require_model
+from pyrovae.models.model import observed
 from pyrovae.part import validated
-from pyrovae.place import in_mode, placed, seeded, unchecked
+from pyrovae.place import unchecked
 from pyrovae.versions import versions
 
 ROW = ("row",)
@@ -117,16 +117,9 @@ def to_arviz(
         >>> dict(tree["posterior"].sizes)
         {'chain': 4, 'draw': 250, 'row': 5}
     """
-    require_model(model)
     everything, sampler = as_batch(data), method or Resampled()
-    with (
-        in_mode(model, False),
-        placed(model, device, dtype) as place,
-        seeded(seed),
-        torch.no_grad(),
-    ):
-        batch = everything[:rows].to(*place)
-        model.check(batch)
+    with evaluating(model, seed, device, dtype) as place:
+        batch = checked(model, everything, place, rows)
         kept = np.linspace(0, draws - 1, min(predictive, draws)).round().astype(int)
         layout = _layout(model, batch[:1], columns, kept)
         log_p = log_likelihood(model, batch, particles=particles, seed=seed)

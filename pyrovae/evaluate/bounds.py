@@ -23,11 +23,11 @@ from pyrovae.evaluate.coordinates import Coordinates
 from pyrovae.evaluate.estimators import AIS
 from pyrovae.evaluate.estimators.annealing import anneal
 from pyrovae.evaluate.paired import standard_error
-from pyrovae.evaluate.weights import BLOCK, Array, reduce, sites
+from pyrovae.evaluate.weights import BLOCK, Array, evaluating, reduce, sites
 from pyrovae.models import Model
-from pyrovae.models.model import observed, require_model
+from pyrovae.models.model import observed
 from pyrovae.part import validated
-from pyrovae.place import destination, in_mode, placed, seeded
+from pyrovae.place import destination
 from pyrovae.report import uncertain
 
 
@@ -127,10 +127,9 @@ def sandwich(
     Raises:
         Error: a discrete latent, or one without coordinates.
     """
-    require_model(model)
     ais = method or AIS()
     lower, upper = [], []
-    with in_mode(model, False), placed(model, device, dtype), seeded(seed), torch.no_grad():
+    with evaluating(model, seed, device, dtype):
         batch, z = _simulated(model, rows)
         for index in torch.arange(len(batch), device=batch.x.device).split(
             BLOCK // particles or 1

@@ -33,11 +33,11 @@ from pyrovae.batch import Batch, as_batch
 from pyrovae.distributions import base
 from pyrovae.errors import Error
 from pyrovae.evaluate.uniformity import Uniformity, entries, listed, pit, refuse_few
-from pyrovae.evaluate.weights import BLOCK, Array, log_density, paired_traces, sites
+from pyrovae.evaluate.weights import BLOCK, Array, evaluating, log_density, paired_traces, sites
 from pyrovae.models import Model
-from pyrovae.models.model import observed, require_model
+from pyrovae.models.model import observed
 from pyrovae.part import validated
-from pyrovae.place import Place, in_mode, placed, seeded, unchecked
+from pyrovae.place import Place, unchecked
 from pyrovae.report import Table
 
 INACTIVE = 0.01
@@ -137,13 +137,7 @@ def calibrate(
         >>> calibrate(FactorAnalysis(x=(4,), factors=2), 100).calibrated
         True
     """
-    require_model(model)
-    with (
-        in_mode(model, False),
-        placed(model, device, dtype) as place,
-        seeded(seed),
-        torch.no_grad(),
-    ):
+    with evaluating(model, seed, device, dtype) as place:
         batch = _rows(model, rows, place)
         at_once = max(1, BLOCK // (draws + 1))
         simulated = [_simulate(model, part, draws) for part in batch.split(at_once)]

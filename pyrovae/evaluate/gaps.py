@@ -34,7 +34,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-from pyrovae.batch import Batch, as_batch
+from pyrovae.batch import Batch
 from pyrovae.errors import Error
 from pyrovae.evaluate.coordinates import Coordinates
 from pyrovae.evaluate.estimators import Estimator, Exact
@@ -43,11 +43,10 @@ from pyrovae.evaluate.grade import GAPS, MISSED, GuideGrade
 from pyrovae.evaluate.likelihood import named_rows, refuse_undefined
 from pyrovae.evaluate.mcmc import MIXED, posterior
 from pyrovae.evaluate.samplers import HMC, Sampler
-from pyrovae.evaluate.weights import BLOCK, Array, log_weights, reduce
+from pyrovae.evaluate.weights import BLOCK, Array, checked, evaluating, log_weights, reduce
 from pyrovae.models import Model
-from pyrovae.models.model import require_model
 from pyrovae.part import validated
-from pyrovae.place import in_mode, placed, seeded
+from pyrovae.place import seeded
 
 ROWS = 256
 """Rows that go through at a time."""
@@ -102,17 +101,12 @@ def grade_guide(
         Error: rows that the model cannot have generated; a latent that is not local; densities
             that are not numbers, with the rows; an estimator that cannot take the model.
     """
-    require_model(model)
     notes: dict[str, None] = {}
     with (
-        in_mode(model, False),
-        placed(model, device, dtype) as place,
-        seeded(seed),
-        torch.no_grad(),
+        evaluating(model, seed, device, dtype) as place,
         np.errstate(invalid="ignore", over="ignore", divide="ignore"),
     ):
-        batch = as_batch(data)[:rows].to(*place)
-        model.check(batch)
+        batch = checked(model, data, place, rows)
         estimator = method or (Exact() if model.exact else None)
         moves = (sampler or HMC(warmup=300), draws) if draws else None
         blocks = [

@@ -43,16 +43,24 @@ from torch import Tensor
 from torch.distributions import Independent
 from torch.distributions.constraints import Constraint
 
-from pyrovae.batch import Batch, as_batch
+from pyrovae.batch import Batch
 from pyrovae.distributions import base
 from pyrovae.errors import Error
 from pyrovae.evaluate.twosample import mmd
 from pyrovae.evaluate.use import LatentUse, SiteUse
-from pyrovae.evaluate.weights import BLOCK, Array, log_density, paired_traces, refuse_global, sites
+from pyrovae.evaluate.weights import (
+    BLOCK,
+    Array,
+    checked,
+    evaluating,
+    log_density,
+    paired_traces,
+    refuse_global,
+    sites,
+)
 from pyrovae.models import Model
-from pyrovae.models.model import require_model
 from pyrovae.part import validated
-from pyrovae.place import in_mode, placed, seeded, unchecked
+from pyrovae.place import unchecked
 
 ROWS = 1000
 """The rows that stand for q(z), at most, chosen at random: all pairs of them are needed."""
@@ -104,15 +112,8 @@ def latent_use(
         >>> use["z"].kl.shape, use["z"].active.shape
         ((20,), (2,))
     """
-    require_model(model)
-    with (
-        in_mode(model, False),
-        placed(model, device, dtype) as place,
-        seeded(seed),
-        torch.no_grad(),
-    ):
-        batch = as_batch(data)[:rows].to(*place)
-        model.check(batch)
+    with evaluating(model, seed, device, dtype) as place:
+        batch = checked(model, data, place, rows)
         supports, ordered = _supports(model, batch[:1])
         drawn = _drawn(model, batch, list(supports), particles)
         some = batch[torch.randperm(len(batch))[:ROWS]]

@@ -14,18 +14,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import NonNegativeInt, PositiveInt
 
-from pyrovae.batch import as_batch
 from pyrovae.errors import Error
 from pyrovae.evaluate.estimators import IWAE, Estimator, Exact, Grid
-from pyrovae.evaluate.weights import CURVE, Array
+from pyrovae.evaluate.weights import CURVE, Array, checked, evaluating
 from pyrovae.models import Model
-from pyrovae.models.model import require_model
 from pyrovae.part import validated
-from pyrovae.place import in_mode, placed, seeded
 from pyrovae.report import uncertain
 
 
@@ -233,16 +229,9 @@ def log_likelihood(
         >>> result.value.shape, result.kind
         ((3,), 'exact')
     """
-    require_model(model)
-    estimator = method or (Exact() if model.exact else IWAE())
-    with (
-        in_mode(model, False),
-        placed(model, device, dtype) as place,
-        seeded(seed),
-        torch.no_grad(),
-    ):
-        batch = as_batch(data)[:rows].to(*place)
-        model.check(batch)
+    with evaluating(model, seed, device, dtype) as place:
+        estimator = method or (Exact() if model.exact else IWAE())
+        batch = checked(model, data, place, rows)
         columns = estimator(model, batch, particles)
     refuse_undefined(columns["value"])
     return LogLikelihood(

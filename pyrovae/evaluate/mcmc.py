@@ -17,13 +17,11 @@ import torch
 from numpy.typing import NDArray
 from pydantic import NonNegativeInt, PositiveInt
 
-from pyrovae.batch import as_batch
 from pyrovae.evaluate.samplers import HMC, Draws, Sampler
-from pyrovae.evaluate.weights import BLOCK, Array
+from pyrovae.evaluate.weights import BLOCK, Array, checked, evaluating
 from pyrovae.models import Model
-from pyrovae.models.model import require_model, require_positive
+from pyrovae.models.model import require_positive
 from pyrovae.part import validated
-from pyrovae.place import in_mode, placed, seeded
 
 MIXED = 1.01
 """The R-hat up to which chains are taken to have mixed."""
@@ -122,17 +120,10 @@ def posterior(
         Error: rows that the model cannot have generated; latents that cannot be moved, with `hmc`
             and `nuts`.
     """
-    require_model(model)
     require_positive(draws, "draws")
     sampler = method or HMC()
-    with (
-        in_mode(model, False),
-        placed(model, device, dtype) as place,
-        seeded(seed),
-        torch.no_grad(),
-    ):
-        batch = as_batch(data)[:rows].to(*place)
-        model.check(batch)
+    with evaluating(model, seed, device, dtype) as place:
+        batch = checked(model, data, place, rows)
         blocks = batch.split(max(1, BLOCK // chains))
         found = [sampler(model, some, chains, draws) for some in blocks]
     parts, known = zip(*found, strict=True)

@@ -21,14 +21,12 @@ import torch
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from pyrovae.batch import Batch, as_batch
+from pyrovae.batch import Batch
 from pyrovae.errors import Error
 from pyrovae.evaluate.uniformity import LEAST, Uniformity, entries, listed, pit, refuse_few
-from pyrovae.evaluate.weights import BLOCK, Array
+from pyrovae.evaluate.weights import BLOCK, Array, checked, evaluating
 from pyrovae.models import Model
-from pyrovae.models.model import require_model
 from pyrovae.part import validated
-from pyrovae.place import in_mode, placed, seeded
 from pyrovae.report import Table
 
 ROUNDING = 1e-12
@@ -110,15 +108,8 @@ def predictive_check(
     Raises:
         Error: fewer than 20 rows; rows that the model cannot have generated; nothing to check.
     """
-    require_model(model)
-    with (
-        in_mode(model, False),
-        placed(model, device, dtype) as place,
-        seeded(seed),
-        torch.no_grad(),
-    ):
-        batch = as_batch(data).to(*place)
-        model.check(batch)
+    with evaluating(model, seed, device, dtype) as place:
+        batch = checked(model, data, place)
         refuse_few(len(batch))
         parts = [
             _ranked(model, rows, draws, statistic) for rows in batch.split(max(1, BLOCK // draws))

@@ -18,15 +18,14 @@ import torch
 from pydantic import Field, NonNegativeInt
 from torch import Tensor
 
-from pyrovae.batch import Batch, as_batch
+from pyrovae.batch import Batch
 from pyrovae.errors import Error
 from pyrovae.evaluate.copies import Memorisation, memorisation
 from pyrovae.evaluate.twosample import LEVEL, TwoSample, c2st, mmd
+from pyrovae.evaluate.weights import checked, evaluating
 from pyrovae.families import Columns, Family
 from pyrovae.models import Model
-from pyrovae.models.model import require_model
 from pyrovae.part import validated
-from pyrovae.place import Place, in_mode, placed, seeded
 from pyrovae.report import Table
 from pyrovae.transforms import spread
 
@@ -134,14 +133,8 @@ def grade_samples(
         >>> grade_samples(model, model.sample(100, seed=1)).differ
         False
     """
-    require_model(model)
-    with (
-        in_mode(model, False),
-        placed(model, device, dtype) as place,
-        seeded(seed),
-        torch.no_grad(),
-    ):
-        own, others = _divided(model, _checked(model, test, place), rows)
+    with evaluating(model, seed, device, dtype) as place:
+        own, others = _divided(model, checked(model, test, place), rows)
         count = len(own) if train is None else rows
         drawn = _drawn(model, others[torch.arange(count) % len(others)])
         both = [[_seen(model, part.x, own.x), *_given(part)] for part in (own, drawn)]
@@ -152,7 +145,7 @@ def grade_samples(
         )
         near = None
         if train is not None:
-            seen = _seen(model, _checked(model, train, place).x, own.x)
+            seen = _seen(model, checked(model, train, place).x, own.x)
             known = _standard(seen, references[0])
             near = memorisation(samples, known, x, permutations=permutations, seed=seed)
     a = torch.cat([samples, *drawn_beside], -1)[: len(own)]
@@ -164,12 +157,6 @@ def grade_samples(
         memorisation=near,
         given=model.tag.given,
     )
-
-
-def _checked(model: Model, data: Any, place: Place) -> Batch:
-    batch = as_batch(data).to(*place)
-    model.check(batch)
-    return batch
 
 
 def _divided(model: Model, batch: Batch, rows: int) -> tuple[Batch, Batch]:

@@ -37,14 +37,36 @@ from torch import Tensor
 from pyrovae.batch import Batch, as_batch
 from pyrovae.errors import Error
 from pyrovae.models import Model
-from pyrovae.models.model import observed, require_positive
-from pyrovae.place import destination, in_mode, seeded, unchecked
+from pyrovae.models.model import observed, require_model, require_positive
+from pyrovae.place import Place, destination, in_mode, placed, seeded, unchecked
 
 Array = NDArray[np.float64]
 BLOCK = 4096
 """Rows times particles that go through a model at a time: few enough to stay in cache."""
 CURVE = (1, 10, 100, 1000, 5000)
 """The numbers of particles at which the bound is told, from one set of draws."""
+
+
+@contextmanager
+def evaluating(
+    model: Model, seed: int, device: str | None = None, dtype: str | None = None
+) -> Iterator[Place]:
+    """A model in evaluation: at a place, from a seed, without gradient; afterwards as it was."""
+    require_model(model)
+    with (
+        in_mode(model, False),
+        placed(model, device, dtype) as place,
+        seeded(seed),
+        torch.no_grad(),
+    ):
+        yield place
+
+
+def checked(model: Model, data: Any, place: Place, rows: int | None = None) -> Batch:
+    """The first rows of the data, at a place; refused if the model cannot have generated them."""
+    batch = as_batch(data)[:rows].to(*place)
+    model.check(batch)
+    return batch
 
 
 def log_weights(model: Model, data: Any, particles: int = 1) -> Tensor:
