@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 
 from pyrovae import plots
-from pyrovae.arviz import to_arviz
 from pyrovae.batch import Batch, as_batch
 from pyrovae.errors import Error
 from pyrovae.evaluate import (
@@ -301,6 +300,11 @@ def _questions(
         options: dict[str, Any] = {"particles": effort.particles, "draws": effort.draws}
         return grade_guide(model, moved, sampler=chains, **options, **same)
 
+    def tree() -> Any:
+        from pyrovae.arviz import to_arviz
+
+        return to_arviz(model, moved, particles=k, rows=None, **same)
+
     def samples() -> Any:
         return grade_samples(model, batch, train, rows=max(20, effort.rows), **same)
 
@@ -332,11 +336,7 @@ def _questions(
             some,
         ),
         "samples": Question("Do draws look like rows, all entries at once?", samples, some),
-        "tree": Question(
-            "Draws for ArviZ",
-            lambda: to_arviz(model, moved, particles=k, rows=None, **same),
-            ((len(moved) * 8000 / BLOCK, BLOCK),),
-        ),
+        "tree": Question("Draws for ArviZ", tree, ((len(moved) * 8000 / BLOCK, BLOCK),)),
     }
 
 

@@ -72,7 +72,7 @@ def test_files_are_short_and_open_with_their_theory(path):
 LOADED = """
 import sys
 {code}
-heavy = {{"torch", "sklearn", "matplotlib", "arviz_stats", "pandas", "zuko"}}
+heavy = {{"torch", "sklearn", "matplotlib", "arviz_stats", "pandas", "xarray", "zuko"}}
 print(*sorted(heavy & sys.modules.keys()))
 """
 
@@ -83,6 +83,7 @@ print(*sorted(heavy & sys.modules.keys()))
         ("import pyrovae", set()),
         ("import pyrovae.cli", set()),
         ("import pyrovae; pyrovae.VAE, pyrovae.fit, pyrovae.compare, pyrovae.load", {"torch"}),
+        ("import pyrovae.experiment", {"torch"}),
     ],
 )
 def test_nothing_heavy_is_imported_early(code, allowed):
