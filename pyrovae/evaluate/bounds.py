@@ -71,10 +71,11 @@ class Sandwich:
         """Whether annealing can be trusted, in a sentence."""
         what = f"annealing with {self.temperatures} temperatures"
         if self.trusted:
-            return f"{what} finds log p(x) of rows that the model simulates to {self.gap:.2f} nats"
+            within = max(self.gap, 0.0) + 2 * self.gap_se
+            return f"{what} finds log p(x) of simulated rows to within {within:.2f} nats"
         return (
-            f"{what} may be off by {self.gap:.2f} nats even on rows that the model simulates: use "
-            "more temperatures"
+            f"{what} may be off by {self.gap:.2f} nats even on simulated rows: use more "
+            "temperatures"
         )
 
     def summary(self) -> dict[str, Any]:
