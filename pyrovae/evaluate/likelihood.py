@@ -224,6 +224,7 @@ def log_likelihood(
             local; an estimator that cannot take the model; densities that are not finite.
 
     Example:
+        >>> import torch
         >>> from pyrovae import Mixture
         >>> result = log_likelihood(Mixture(x=(2,), family="fixed-normal"), torch.zeros(3, 2))
         >>> result.value.shape, result.kind
