@@ -23,6 +23,7 @@ from torch.distributions import MultivariateNormal
 
 from pyrovae import VAE, LogLikelihood, calibrate, log_likelihood, open_run, posterior, sandwich
 from pyrovae.evaluate.estimators import AIS
+from pyrovae.experiment import data_of
 from pyrovae.families.continuous import inverse_softplus
 from pyrovae.place import seeded
 
@@ -109,9 +110,7 @@ def on_images(folder: Path, rounds: int) -> None:
         "iwae, 5000 particles": lambda x: log_likelihood(run.model, x, particles=5000),
         "ais, 16 chains, 1000 temp.": lambda x: log_likelihood(run.model, x, method="ais"),
     }
-    from pyrovae.experiment import _data_of
-
-    x = _data_of(run).test[:100]
+    x = data_of(run).test[:100]
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, contender in contenders.items():

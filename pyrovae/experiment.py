@@ -92,7 +92,7 @@ def evaluate_run(
         settings: instead of the run's own [evaluate].
     """
     _refuse_failed(run)
-    data = data or _data_of(run)
+    data = data or data_of(run)
     table = run.spec.get("evaluate", {}) if settings is None else settings
     settings = check(keywords(log_likelihood), table, "evaluate")
     check_rows(run.model, data.test, "test")
@@ -115,7 +115,7 @@ def assess_run(run: Run, depth: Depth, say: Say) -> Assessment:
         say: told how long it will take.
     """
     _refuse_failed(run)
-    data, table = _data_of(run), run.spec.get("evaluate", {})
+    data, table = data_of(run), run.spec.get("evaluate", {})
     settings = check(keywords(log_likelihood), table, "evaluate")
     check_rows(run.model, data.test, "test")
     found = assess(
@@ -143,7 +143,7 @@ def cluster_run(run: Run, labels: str | None = None, **settings: Any) -> Cluster
         settings: of `cluster_latents`.
     """
     _refuse_failed(run)
-    data, known = _data_of(run), None
+    data, known = data_of(run), None
     if labels is not None:
         table = run.spec.get("data", {}) | {"labels": labels}
         other = load(**check(keywords(load), table, "data"))
@@ -160,7 +160,7 @@ def _refuse_failed(run: Run) -> None:
         raise Error(f"the fit in '{run.folder}' failed: {run.results['failed']}")
 
 
-def _data_of(run: Run) -> Data:
+def data_of(run: Run) -> Data:
     """The data that a run was fitted to."""
     data = load(**check(keywords(load), run.spec.get("data", {}), "data"))
     if data.fingerprint != run.results.get("fingerprint", data.fingerprint):
@@ -177,7 +177,7 @@ def sample_run(run: Run, rows: int, seed: int, path: Path, force: bool, say: Say
     chosen: int | Batch = rows
     given = [name for name in ("context", "offset") if name in run.spec.get("data", {})]
     if given:
-        test = _data_of(run).test
+        test = data_of(run).test
         chosen = test[torch.arange(rows) % len(test)]
     write_samples(run, chosen, seed, path, force)
     say(f"{rows} rows in {path}" + (f", given the {given[0]} of the test rows" if given else ""))
