@@ -1,4 +1,17 @@
-"""Evaluation: how good is the model, and how good is the number that says so."""
+"""Evaluation: how good is the model, and how good is the number that says so.
+
+By question, in the order in which they build on one another:
+
+    weights, coordinates, hamiltonian      what the others are made of
+    likelihood, estimators/, bounds        how large log p(x) is
+    comparison, paired, nonparametric      which model has more of it, and how much there can be
+    samplers, mcmc                         draws of p(z | x)
+    gaps, freed, grade                     whether the guide is good
+    latent_use, use                        whether the latent is used
+    uniformity, calibration, predictive    whether ranks among draws are uniform
+    samples, twosample, copies             whether draws look like rows
+    imputation                             what missing entries are
+"""
 
 from pyrovae.evaluate.bounds import Sandwich, sandwich
 from pyrovae.evaluate.calibration import Calibration, calibrate
