@@ -219,9 +219,11 @@ class GuideGrade:
         )
         if not np.isnan(self.rhat).all():
             noise = float(np.nanmedian(self.error_noise))
+            yield f"Sampling alone makes errors of q of {noise:.2f}."
+        if len(self.unmixed):
             yield (
-                f"Chains of {len(self.unmixed)} rows did not mix (R-hat above {MIXED}); errors "
-                f"of q are over the others, and sampling alone makes them {noise:.2f}."
+                f"The chains of {len(self.unmixed)} rows did not mix (R-hat above {MIXED}): "
+                "errors of q are over the others."
             )
         if (left := float(self.left.mean())) > 0.1 * max(self.gap("approximation")[0], 0.1):
             yield (
