@@ -205,8 +205,8 @@ class Assessment:
             self.tree.to_netcdf(folder / "results.nc", engine="h5netcdf")
         (folder / "plots").mkdir(exist_ok=True)
         for name, draw in PLOTS.items():
-            if name in self.found:
-                write(folder / "plots" / f"{name}.png", png(draw(self.found[name])))
+            if name in self.found and (figure := draw(self.found[name])):
+                write(folder / "plots" / f"{name}.png", png(figure))
 
 
 def _headed(title: str, rule: str = "-") -> tuple[str, ...]:
@@ -385,6 +385,6 @@ PLOTS: Mapping[str, Callable[[Any], Any]] = {
     "latent": lambda use: plots.latent_use(use).figure,
     "calibration": _pit,
     "prediction": _pit,
-    "samples": lambda grade: plots.memorisation(grade.memorisation).figure,
+    "samples": lambda grade: grade.memorisation and plots.memorisation(grade.memorisation).figure,
 }
 """What is drawn of the answers."""

@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from rich import box, table
 from rich.console import Console
 
@@ -110,6 +111,11 @@ class Table:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerows([self.columns, *self.rows])
         return text.getvalue()
+
+
+def entries(name: str, event: Sequence[int]) -> list[str]:
+    """The names of the entries of an event, such as `z[0]`."""
+    return [f"{name}[{','.join(map(str, i))}]" for i in np.ndindex(*event)] if event else [name]
 
 
 def uncertain(value: float, se: float, digits: int = 2) -> str:

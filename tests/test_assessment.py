@@ -168,3 +168,11 @@ def test_a_run_keeps_what_was_found(tmp_path):
     assert results["log_likelihood"]["mean"] == pytest.approx(found.log_likelihood.mean)
     assert f"{tmp_path / 'run'}: quick evaluation" in str(found)
     assert (tmp_path / "run" / "results.nc").stat().st_size > 1000
+
+
+def test_without_training_rows_there_is_no_plot_of_copies(tmp_path):
+    vae, exact = linear_vae(1.3, 0.3)
+    assess(vae, exact.sample((50,))).write(tmp_path)
+    assert {path.stem for path in (tmp_path / "plots").iterdir()} == {*assessment.PLOTS} - {
+        "samples"
+    }

@@ -32,13 +32,13 @@ from torch import Tensor
 from pyrovae.batch import Batch, as_batch
 from pyrovae.distributions import base
 from pyrovae.errors import Error
-from pyrovae.evaluate.uniformity import Uniformity, entries, listed, pit, refuse_few
+from pyrovae.evaluate.uniformity import Uniformity, listed, pit, refuse_few
 from pyrovae.evaluate.weights import BLOCK, Array, evaluating, log_density, paired_traces, sites
 from pyrovae.models import Model
 from pyrovae.models.model import observed
 from pyrovae.part import validated
 from pyrovae.place import Place, unchecked
-from pyrovae.report import Table
+from pyrovae.report import Table, entries
 
 INACTIVE = 0.01
 """The activity below which q makes no use of x for an entry."""

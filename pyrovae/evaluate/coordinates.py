@@ -76,6 +76,11 @@ class Coordinates:
         latent = self._density(trace, u, inside=True) + self._log_det(u, z)
         return latent, self._density(trace, u, inside=False)
 
+    def log_f(self, u: Tensor) -> Tensor:
+        """Log p(x, u), `(particles, rows)`, with gradient."""
+        log_p, log_p_x = self.log_joint(u)
+        return log_p + log_p_x
+
     def log_guide(self, u: Tensor) -> Tensor:
         """Log q(u | x), `(particles, rows)`, with gradient."""
         z = self.z(u)

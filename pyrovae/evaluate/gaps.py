@@ -47,6 +47,7 @@ from pyrovae.evaluate.weights import BLOCK, Array, checked, evaluating, log_weig
 from pyrovae.models import Model
 from pyrovae.part import validated
 from pyrovae.place import seeded
+from pyrovae.report import entries
 
 ROWS = 256
 """Rows that go through at a time."""
@@ -220,12 +221,9 @@ def _log_weights(models: Sequence[Model], batch: Batch, particles: int) -> Array
 
 def _entries(model: Model, row: Batch) -> tuple[str, ...]:
     """The names of the entries of the latents, such as `z[0]`."""
-    z = Coordinates(model, row).from_guide(1)
-    return tuple(
-        f"{name}[{','.join(map(str, index))}]" if index else name
-        for name, value in Coordinates(model, row).z(z).items()
-        for index in np.ndindex(value.shape[2:])
-    )
+    at = Coordinates(model, row)
+    z = at.z(at.from_guide(1))
+    return tuple(entry for name, value in z.items() for entry in entries(name, value.shape[2:]))
 
 
 def _chains(
@@ -305,21 +303,16 @@ def _defended(
     Both have the shape `(particles, rows)`. A valley is as deep as `VALLEY` nats, on the straight
     line from the draw of the guide with the largest p(x, u).
     """
-
-    def log_f(u: Tensor) -> Tensor:
-        log_p, log_p_x = at.log_joint(u)
-        return log_p + log_p_x
-
     each, found = max(1, BLOCK // (2 * CHAINS * len(at.batch))), []
     u = at.from_guide(2 * CHAINS)
-    home = torch.take_along_dim(u, log_f(u).argmax(0)[None, :, None], 0)
+    home = torch.take_along_dim(u, at.log_f(u).argmax(0)[None, :, None], 0)
     for some in torch.arange(-(-particles // (2 * CHAINS))).split(each):
         u = normals.sample(some.shape).flatten(0, 1)
         u = torch.cat([at.from_guide(len(u)), u])
         log_normals = normals.log_prob(u[:, None]).logsumexp(1) - math.log(CHAINS)
         log_r = torch.logaddexp(at.log_guide(u), log_normals) - math.log(2)
-        end = log_f(u)
-        between = torch.stack([log_f(home.lerp(u, t)) for t in (0.25, 0.5, 0.75)]).amin(0)
-        found.append((end - log_r, between < torch.minimum(log_f(home), end) - VALLEY))
+        end = at.log_f(u)
+        between = torch.stack([at.log_f(home.lerp(u, t)) for t in (0.25, 0.5, 0.75)]).amin(0)
+        found.append((end - log_r, between < torch.minimum(at.log_f(home), end) - VALLEY))
     log_w, behind = (torch.cat(column) for column in zip(*found, strict=True))
     return log_w, behind

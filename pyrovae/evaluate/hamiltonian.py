@@ -76,20 +76,15 @@ Path = Callable[[Tensor], Point]
 
 def from_prior(at: Coordinates) -> Path:
     """The path from the prior, p_0 = p(u), to the joint density."""
-
-    def densities(u: Tensor) -> tuple[Tensor, Tensor]:
-        return at.log_joint(u)
-
-    return lambda u: _point(u, densities)
+    return lambda u: _point(u, at.log_joint)
 
 
 def from_guide(at: Coordinates) -> Path:
     """The path from the guide, p_0 = q(u | x), to the joint density."""
 
     def densities(u: Tensor) -> tuple[Tensor, Tensor]:
-        log_p, log_p_x = at.log_joint(u)
         log_q = at.log_guide(u)
-        return log_q, log_p + log_p_x - log_q
+        return log_q, at.log_f(u) - log_q
 
     return lambda u: _point(u, densities)
 

@@ -23,11 +23,11 @@ from torch import Tensor
 
 from pyrovae.batch import Batch
 from pyrovae.errors import Error
-from pyrovae.evaluate.uniformity import LEAST, Uniformity, entries, listed, pit, refuse_few
+from pyrovae.evaluate.uniformity import LEAST, Uniformity, listed, pit, refuse_few
 from pyrovae.evaluate.weights import BLOCK, Array, checked, evaluating
 from pyrovae.models import Model
 from pyrovae.part import validated
-from pyrovae.report import Table
+from pyrovae.report import Table, entries
 
 ROUNDING = 1e-12
 """The relative difference up to which two sums are the same."""

@@ -168,8 +168,7 @@ class NUTS(Sampler):
         at = Coordinates(model, row, "Hamiltonian Monte Carlo")
 
         def potential(parameters: dict[str, Tensor]) -> Tensor:
-            log_p, log_p_x = at.log_joint(parameters["u"][None, None])
-            return -(log_p + log_p_x).sum()
+            return -at.log_f(parameters["u"][None, None]).sum()
 
         found = []
         for u in starts(at, chains)[:, 0]:

@@ -165,11 +165,6 @@ class Uniformity:
         }
 
 
-def entries(name: str, event: Sequence[int]) -> list[str]:
-    """The names of the entries of an event, such as `z[0]`."""
-    return [f"{name}[{','.join(map(str, i))}]" for i in np.ndindex(*event)] if event else [name]
-
-
 def listed(names: Sequence[str], most: int = 5) -> str:
     """The first names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from pyrovae.errors import Error
 from pyrovae.evaluate.weights import Array
 from pyrovae.part import unknown
-from pyrovae.report import Table
+from pyrovae.report import Table, entries
 
 LEAST = 0.01
 """The activity of an active entry, and the nats below which a figure counts as none."""
@@ -84,9 +84,7 @@ class SiteUse:
     @property
     def entries(self) -> list[str]:
         """The names of the entries, such as `z[0]`."""
-        if not self.event:
-            return [self.name]
-        return [f"{self.name}[{','.join(map(str, i))}]" for i in np.ndindex(self.event)]
+        return entries(self.name, self.event)
 
     @cached_property
     def active(self) -> Flags:

@@ -137,5 +137,4 @@ def _lattice(low: Tensor, high: Tensor, points: int) -> Tensor:
 
 def _log_f(at: Coordinates, u: Tensor) -> Tensor:
     """Log p(x, u), `(particles, rows)`."""
-    parts = (at.log_joint(some) for some in u.split(max(1, BLOCK // u.shape[1])))
-    return torch.cat([log_p + log_p_x for log_p, log_p_x in parts])
+    return torch.cat([at.log_f(some) for some in u.split(max(1, BLOCK // u.shape[1]))])
