@@ -122,8 +122,10 @@ def save(
     whole = {**(results or {}), "versions": versions()}
     tree = {**(spec or {}), "model": model.spec()}
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        draft = folder.with_name(f".{folder.name}.draft")
+        if draft.exists():
+            shutil.rmtree(draft)
+        draft.mkdir(parents=True)
         try:
             (draft / "spec.toml").write_text(tomli_w.dumps(tree), "utf-8")
             tensors = {
@@ -135,7 +137,6 @@ def save(
             (draft / "results.json").write_text(json_text(whole), "utf-8")
             for path in draft.iterdir():
                 path.chmod(0o644)
-            draft.chmod(0o755)
             _replace(draft, folder)
         finally:
             shutil.rmtree(draft, ignore_errors=True)

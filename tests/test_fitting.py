@@ -381,6 +381,13 @@ def test_a_model_is_saved_and_opened_from_python(tmp_path):
     save(vae(1), tmp_path / "mine", force=True)
 
 
+def test_what_a_killed_save_left_goes_with_the_next(tmp_path):
+    (tmp_path / ".mine.draft").mkdir()
+    (tmp_path / ".mine.draft" / "history.csv").write_text("epoch")
+    save(vae(), tmp_path / "mine")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
 def test_a_discrete_guide_has_no_mean_field_bound():
     def model(x):
         with pyro.plate("data", len(x), dim=-1):

@@ -369,7 +369,7 @@ def compared(path, folder, processes=1, changes=(), say=str):
 
 
 def runs(folder):
-    return {path.name for path in Path(folder).iterdir() if path.is_dir()}
+    return {path.name for path in Path(folder).glob("[!.]*") if path.is_dir()}
 
 
 def weights(folder):
@@ -482,6 +482,7 @@ def test_a_comparison_that_was_stopped_goes_on_and_ends_the_same(processes, here
     assert sum("reused" in line for line in said) == len(finished)
     assert sum("fitted in" in line for line in said) == 6 - len(finished)
     assert weights("new") == weights("alone")
+    assert not list(Path("new").glob(".*"))
     assert Path("new/pointwise.csv").read_text() == Path("alone/pointwise.csv").read_text()
 
 
