@@ -16,9 +16,10 @@ weight that changes from step to step is a tensor, changed in place.
 """
 
 import logging
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import chain
 from typing import Any, Literal
 
@@ -54,20 +55,20 @@ def backward(
 
 
 def recorded(
-    elbo: pyro.infer.ELBO, compile: Literal["auto"] | bool, steps: int
+    elbo: pyro.infer.ELBO, how: Literal["auto", True, False], steps: int
 ) -> pyro.infer.ELBO:
-    """The estimator, recorded where that pays.
+    """The estimator, recorded and compiled where that pays.
 
     By the number of steps, not by the clock: the same seed is to give the same numbers.
 
     Args:
         elbo: any of Pyro's.
-        compile: yes, no, or by the number of steps.
+        how: compiled at once, not even recorded, or `auto`, by the number of steps.
         steps: how many are planned.
     """
-    if compile == "auto":
+    if how == "auto":
         return Recorded(elbo, compiles=steps >= LONG, patience=PATIENCE)
-    return Recorded(elbo, compiles=True) if compile else elbo
+    return Recorded(elbo, compiles=True) if how else elbo
 
 
 class Recorded(pyro.infer.ELBO):
@@ -89,15 +90,14 @@ class Recorded(pyro.infer.ELBO):
     ) -> None:
         super().__init__(elbo.num_particles)
         self.elbo, self.compiles, self.patience, self.every = elbo, compiles, patience, every
-        self.met: Counter[Any] = Counter()
-        self.records: dict[Any, _Record | None] = {}
+        self.kinds: dict[Any, _Kind] = defaultdict(_Kind)
         self.modules: dict[Any, list[nn.Module]] = {}
         self.reason = ""
 
     @property
     def backend(self) -> Literal["no", "replay", "inductor"]:
         """What runs the steps: `no` where they are plain Pyro."""
-        backends = {record.backend for record in self.records.values() if record}
+        backends = {record.backend for record in self._records()}
         return max(backends, key=("replay", "inductor").index, default="no")
 
     def backward(
@@ -107,14 +107,16 @@ class Recorded(pyro.infer.ELBO):
         if (model, guide) not in self.modules:
             self.modules[model, guide] = _modules(model, guide)
         step = _Step(self.elbo, model, guide, args, rows, self.modules[model, guide])
-        kind = step.kind
-        self.met[kind] += 1
-        if kind not in self.records and self.met[kind] > self.patience:
-            self.records[kind] = self._record(step)
-        record = self.records.get(kind)
-        if record and self.met[kind] % self.every == 0 and not self._is_true(record, step):
-            record = self.records[kind] = None
-        return record(step.tensors) if record else step.plain()
+        kind = self.kinds[step.kind]
+        kind.met += 1
+        if kind.met > self.patience and not kind.tried:
+            kind.tried, kind.record = True, self._record(step)
+        elif kind.met % self.every == 0 and kind.record and not self._is_true(kind.record, step):
+            kind.record = None
+        return kind.record(step.tensors) if kind.record else step.plain()
+
+    def _records(self) -> "list[_Record]":
+        return [kind.record for kind in self.kinds.values() if kind.record]
 
     def _record(self, step: "_Step") -> "_Record | None":
         """The step's operations, as the fastest backend runs them that gives the same numbers."""
@@ -123,7 +125,7 @@ class Recorded(pyro.infer.ELBO):
         except RecordingError as refused:
             self._say(logging.INFO, f"Steps run as plain Pyro: {refused}.")
             return None
-        if self.compiles and not any(self.records.values()):
+        if self.compiles and not self._records():
             try:
                 compiled = replay.compiled(step)
             except Exception as failure:
@@ -174,7 +176,16 @@ class Recorded(pyro.infer.ELBO):
         return self.elbo._get_trace(model, guide, args, kwargs)
 
 
-@dataclass(frozen=True)
+@dataclass
+class _Kind:
+    """What became of steps of one kind: how many there were, and how they are taken."""
+
+    met: int = 0
+    tried: bool = False
+    record: "_Record | None" = None
+
+
+@dataclass
 class _Step:
     """A gradient step that is to be taken."""
 
@@ -188,7 +199,7 @@ class _Step:
     def plain(self) -> tuple[Tensor, Parameters]:
         return backward(self.elbo, self.model, self.guide, *self.args, rows=self.rows)
 
-    @property
+    @cached_property
     def entries(self) -> list[Any]:
         """The arguments, batches taken apart."""
         return [

@@ -98,7 +98,7 @@ def fit(
     learning_rate: PositiveFloat = 1e-3,
     patience: PositiveInt | None = None,
     objective: Objective = ELBO(),
-    compile: Literal["auto"] | bool = "auto",
+    compile: Literal["auto", True, False] = "auto",  # noqa: A002
     tolerance: NonNegativeFloat = 1e-6,
     restarts: PositiveInt = 5,
     start: bool = True,

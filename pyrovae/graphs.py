@@ -19,6 +19,7 @@ shape, recording is refused.
 import copy
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -30,7 +31,6 @@ import torch
 import torch._inductor
 from pyro.infer.util import Dice
 from torch import Tensor, fx
-from torch._ops import OpOverload
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
@@ -66,11 +66,12 @@ class Graph:
     @torch.no_grad()
     def compiled(self, *arguments: Tensor) -> "Graph":
         """The graph compiled by Inductor, with torch's random numbers in place of Inductor's."""
-        call = torch._inductor.compile(
-            fx.GraphModule({}, copy.deepcopy(self.operations)),
-            [*arguments, *self.read],
-            options={"fallback_random": True},
-        )
+        with warnings.catch_warnings(action="ignore"):
+            call = torch._inductor.compile(
+                fx.GraphModule({}, copy.deepcopy(self.operations)),
+                [*arguments, *self.read],
+                options={"fallback_random": True},
+            )
         return replace(self, call=call)
 
 
@@ -149,17 +150,27 @@ def _reason(failure: Exception) -> str:
 
 
 def _refuse_shapes_from_values(graph: fx.Graph) -> None:
-    """Refuse operations whose result has as many entries as the values of tensors say."""
+    """Refuse results that have as many entries as the values of arguments or noise say."""
+    varying: set[fx.Node] = set()
     for node in graph.nodes:
-        target = node.target
-        if isinstance(target, OpOverload) and torch.Tag.dynamic_output_shape in target.tags:
-            if target is aten.index.Tensor and not any(_is_mask(i) for i in node.args[1]):
-                continue
-            raise RecordingError(f"the values of tensors decide a shape, that of {target._opname}")
+        tags = getattr(node.target, "tags", ())
+        if torch.Tag.dynamic_output_shape in tags and not varying.isdisjoint(_sizing(node)):
+            raise RecordingError(
+                f"the values of tensors decide a shape, that of {node.target._opname}"
+            )
+        random = node.op == "placeholder" or torch.Tag.nondeterministic_seeded in tags
+        if random or not varying.isdisjoint(node.all_input_nodes):
+            varying.add(node)
 
 
-def _is_mask(index: fx.Node | None) -> bool:
-    return index is not None and index.meta["val"].dtype in (torch.bool, torch.uint8)
+def _sizing(node: fx.Node) -> Sequence[Any]:
+    """The tensors whose values decide the shape of what an operation gives."""
+    if node.target is aten.index.Tensor:
+        masks = (index for index in node.args[1] if index is not None)
+        return [mask for mask in masks if mask.meta["val"].dtype in (torch.bool, torch.uint8)]
+    if node.target is aten.masked_select.default:
+        return node.args[1:]
+    return node.all_input_nodes
 
 
 def _placeholders_of_constants(module: fx.GraphModule) -> tuple[Tensor, ...]:
