@@ -36,7 +36,7 @@ from pyrovae.place import RandomState
 
 TOLERANCE, FLOOR = 1e-4, 1e-2
 PATIENCE = 30
-"""How many steps recording costs; waiting as many cannot cost more than twice what it saves."""
+"""About as many steps as recording costs: a fit that is over before has lost nothing."""
 LONG = 5000
 """From how many steps on the seconds that Inductor takes are won back."""
 Parameters = dict[str, Tensor]
@@ -255,6 +255,8 @@ class _Record:
 
 def _replay(step: _Step) -> _Record:
     """Take the step once for its parameters and buffers and once for its operations; go back."""
+    if any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in step.modules):
+        raise RecordingError("modules have hooks, which a recorded step would not call")
     moment = _Moment([b for module in step.modules for b in module.buffers(recurse=False)])
     loss, parameters = step.plain()
     buffers = moment.changed()

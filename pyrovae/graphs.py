@@ -35,6 +35,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
 from pyrovae.errors import brief
+from pyrovae.products import routed
 
 TORCH = Path(torch.__file__).parent
 ISNAN = pyro.util.torch_isnan
@@ -68,7 +69,7 @@ class Graph:
         """The graph compiled by Inductor, with torch's random numbers in place of Inductor's."""
         with warnings.catch_warnings(action="ignore"):
             call = torch._inductor.compile(
-                fx.GraphModule({}, copy.deepcopy(self.operations)),
+                fx.GraphModule({}, routed(copy.deepcopy(self.operations))),
                 [*arguments, *self.read],
                 options={"fallback_random": True},
             )
@@ -163,13 +164,14 @@ def _refuse_shapes_from_values(graph: fx.Graph) -> None:
             varying.add(node)
 
 
-def _sizing(node: fx.Node) -> Sequence[Any]:
+def _sizing(node: fx.Node) -> Sequence[fx.Node]:
     """The tensors whose values decide the shape of what an operation gives."""
+    arguments: Any = node.args
     if node.target is aten.index.Tensor:
-        masks = (index for index in node.args[1] if index is not None)
+        masks = (index for index in arguments[1] if index is not None)
         return [mask for mask in masks if mask.meta["val"].dtype in (torch.bool, torch.uint8)]
     if node.target is aten.masked_select.default:
-        return node.args[1:]
+        return arguments[1:]
     return node.all_input_nodes
 
 

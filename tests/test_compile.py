@@ -1,7 +1,9 @@
 """Recorded steps: the numbers of Pyro's own estimators, from the same random numbers."""
 
+import copy
 import logging
 import math
+import time
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
@@ -16,10 +18,12 @@ from torch.distributions import constraints
 
 from pyrovae import Batch, Mixture, Pair, fit, log_likelihood
 from pyrovae.compile import PATIENCE, Recorded, backward, recorded
+from pyrovae.graphs import record
 from pyrovae.inference import svi
 from pyrovae.models import Model
 from pyrovae.objectives import ELBO, MarginalLikelihood, MeanFieldELBO
 from pyrovae.place import in_mode, unchecked
+from pyrovae.products import _gains, _seconds, routed
 
 X = (torch.rand(40, 6, generator=torch.Generator().manual_seed(0)) > 0.4).double()
 IMAGES = X[:, :4].reshape(40, 1, 2, 2).repeat_interleave(2, 2).repeat_interleave(2, 3)
@@ -476,6 +480,14 @@ def test_what_cannot_be_recorded_runs_as_plain_pyro_and_says_why(case, caplog):
         raise AssertionError(message)
 
 
+def test_hooks_are_called_at_every_step():
+    model, called = vae(), []
+    model.encoder.register_forward_hook(lambda *_: called.append(True))
+    history = fit(model, X, epochs=50, batch_size=20)
+    assert history.remark.endswith("modules have hooks, which a recorded step would not call.")
+    assert len(called) == 100
+
+
 def test_whole_numbers_as_index_are_recorded():
     order = torch.randperm(6)
     model = pair(factors_with(lambda x: pyro.factor("f", 0 * x[:, order].sum())))
@@ -551,6 +563,30 @@ def test_evaluation_between_epochs_does_not_disturb_a_record():
         log_likelihood(model, rows, particles=3, dtype="float32")
         assert math.isfinite(epoch.loss)
     assert (mine.backend, mine.reason) == ("replay", "")
+
+
+def test_products_go_to_the_faster_library_and_stay_the_same(monkeypatch):
+    def function(a, w, b, g):
+        return nn.functional.linear(a.relu(), w, b), g.mT @ a, g @ w, w[:2] @ w[:3].mT
+
+    a, w = torch.randn(128, 784), torch.randn(400, 784)
+    arguments = a, w, torch.randn(400), torch.randn(128, 400)
+    graph = record(function, *arguments)
+    for faster, count in ((True, 3), (False, 0)):
+        monkeypatch.setattr("pyrovae.products._gains", lambda *_, faster=faster: faster)
+        chosen = routed(copy.deepcopy(graph.operations))
+        ours = chosen.find_nodes(op="call_function", target=torch.ops.pyrovae.product.default)
+        assert len(ours) == count
+        call = torch.fx.GraphModule({}, chosen)
+        for found, wanted in zip(call(*arguments), function(*arguments), strict=True):
+            assert (found - wanted).norm() <= 1e-5 * wanted.norm()
+            assert found.stride() == wanted.stride()
+
+
+def test_the_faster_library_is_found_by_trying():
+    layouts = ((128, 784), (784, 1)), ((784, 400), (1, 784))
+    assert _gains(*layouts) in (True, False)
+    assert _seconds(lambda: time.sleep(0.001)) == pytest.approx(0.001, rel=0.5)
 
 
 def compiled_and_plain(make, rows, **options):
