@@ -111,8 +111,8 @@ class Recorded(pyro.infer.ELBO):
         kind.met += 1
         if kind.met > self.patience and not kind.tried:
             kind.tried, kind.record = True, self._record(step)
-        elif kind.met % self.every == 0 and kind.record and not self._is_true(kind.record, step):
-            kind.record = None
+        elif kind.record and kind.met % self.every == 0:
+            kind.record = self._kept(kind.record, step)
         return kind.record(step.tensors) if kind.record else step.plain()
 
     def _records(self) -> "list[_Record]":
@@ -128,32 +128,30 @@ class Recorded(pyro.infer.ELBO):
         if self.compiles and not self._records():
             try:
                 compiled = replay.compiled(step)
-            except Exception as failure:
-                self._say(logging.INFO, f"Steps are replayed, not compiled: {brief(failure)}.")
-            else:
-                if self._is_true(compiled, step):
+                if not (different := _different(compiled, step)):
                     return compiled
-        return replay if self._is_true(replay, step) else None
+                why = f"compiled, they give another value of {different}"
+            except Exception as failure:
+                why = brief(failure)
+            self._say(logging.INFO, f"Steps are replayed, not compiled: {why}.")
+        return self._kept(replay, step)
 
-    def _is_true(self, record: "_Record", step: "_Step") -> bool:
-        """Take the step both ways, and go back to before it; says what differs, if anything."""
-        moment = _Moment(record.buffers)
-        found = _outcome(lambda: record(step.tensors), record.buffers)
-        moment.restore()
-        wanted = _outcome(step.plain, record.buffers)
-        moment.restore()
-        different = _difference(found, wanted)
-        if different:
-            self._say(
-                logging.WARNING,
-                f"Steps run as plain Pyro: recorded, they give another value of {different}. The "
-                "model or guide reads what is no tensor and changes, such as a number.",
-            )
-        return not different
+    def _kept(self, record: "_Record", step: "_Step") -> "_Record | None":
+        """The record, if it gives the numbers of plain Pyro."""
+        if not (different := _different(record, step)):
+            return record
+        self._say(
+            logging.WARNING,
+            f"Steps run as plain Pyro: recorded, they give another value of {different}. The "
+            "model or guide reads what is no tensor and changes, such as a number.",
+        )
+        return None
 
     def _say(self, level: int, sentence: str) -> None:
+        """Say, once, why steps do not run faster."""
+        if sentence != self.reason:
+            logger.log(level, sentence)
         self.reason = sentence
-        logger.log(level, sentence)
 
     def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """What Pyro's own SVI asks for: the loss, with its gradients on the parameters."""
@@ -309,6 +307,19 @@ class _Moment:
         self.random.restore()
         for tensor, old in self.tensors:
             tensor.copy_(old)
+
+
+def _different(record: _Record, step: _Step) -> str:
+    """The name of what differs between the record and plain Pyro, if anything.
+
+    The step is taken both ways from the same state, which is then gone back to.
+    """
+    moment = _Moment(record.buffers)
+    found = _outcome(lambda: record(step.tensors), record.buffers)
+    moment.restore()
+    wanted = _outcome(step.plain, record.buffers)
+    moment.restore()
+    return _difference(found, wanted)
 
 
 def _outcome(
