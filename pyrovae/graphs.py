@@ -69,7 +69,7 @@ class Graph:
         """The graph compiled by Inductor, with torch's random numbers in place of Inductor's."""
         with warnings.catch_warnings(action="ignore"):
             call = torch._inductor.compile(
-                fx.GraphModule({}, routed(copy.deepcopy(self.operations))),
+                fx.GraphModule({}, routed(_with_coins_of_torch(copy.deepcopy(self.operations)))),
                 [*arguments, *self.read],
                 options={"fallback_random": True},
             )
@@ -102,6 +102,15 @@ def record(function: Callable[..., Any], *arguments: Tensor) -> Graph:
     module.graph.eliminate_dead_code()
     module.recompile()
     return Graph(module.forward, read, module.graph)
+
+
+def _with_coins_of_torch(graph: fx.Graph) -> fx.Graph:
+    """The graph with coins thrown in place, which Inductor leaves to torch, with its stream."""
+    for node in graph.find_nodes(op="call_function", target=aten.bernoulli.default):
+        with graph.inserting_before(node):
+            coins = graph.call_function(aten.empty_like.default, node.args)
+        node.target, node.args = aten.bernoulli_.Tensor, (coins, *node.args)
+    return graph
 
 
 class _Tensors(TorchFunctionMode):
