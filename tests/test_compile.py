@@ -209,7 +209,7 @@ def by_record(model, batch, mine, seed=0, training=True):
 
 
 def refuse_difference(found, wanted, tolerance):
-    """Compare norm-wise; a gradient that is 0 but for rounding, with a thousandth of the largest."""
+    """Compare norm-wise; a gradient of rounding alone, with a thousandth of the largest."""
     assert found.keys() == wanted.keys()
     least = 1e-3 * max(value.norm() for name, value in wanted.items() if name != "loss")
     for name, value in wanted.items():
