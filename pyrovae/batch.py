@@ -55,6 +55,14 @@ class Batch:
         other = replace(self, **entries)
         return other if self.incomplete else other._known_complete()
 
+    def transformed(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """The batch with `function(x)` for x, NaN where x is."""
+        return replace(self, x=function(self.x))._incomplete_as(self)
+
+    def _incomplete_as(self, other: "Batch") -> Self:
+        self.__dict__["incomplete"] = other.incomplete
+        return self
+
     def _known_complete(self) -> Self:
         self.__dict__["incomplete"] = False
         return self
@@ -90,7 +98,8 @@ class Batch:
 
     def unsqueeze(self, dims: int) -> Self:
         """The rows with dimensions of size one behind the first, to stand against a table."""
-        return self.map(lambda entry: entry.reshape(len(entry), *[1] * dims, *entry.shape[1:]))
+        spread = self.map(lambda entry: entry.reshape(len(entry), *[1] * dims, *entry.shape[1:]))
+        return spread._incomplete_as(self)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Self:
         """The batch on a device; labels and index stay whole, all other entries take the dtype.
@@ -141,6 +150,11 @@ class Batch:
         """What was given, in order: the arguments of a plain Pyro model."""
         given = (getattr(self, name) for name in ENTRIES)
         return tuple(entry for entry in given if entry is not None)
+
+    @property
+    def parts(self) -> tuple[Any, ...]:
+        """All that a program can read of the batch, given or not."""
+        return self.x, self.context, self.labels, self.offset, self.index, self.incomplete
 
 
 pytree.register_dataclass(Batch)

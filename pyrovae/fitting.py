@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from pyrovae.batch import Batch, Rows, as_batch, as_rows
+from pyrovae.compile import Recorded, recorded
 from pyrovae.data import Data
 from pyrovae.errors import Error
 from pyrovae.evaluate.weights import bound
@@ -43,12 +44,16 @@ class History:
         best: the index of the epoch whose weights the model has.
         stopped: why the fit ended: `finished`, `converged`, `early stopping` or `failed`.
         seconds: of the whole fit, restarts included.
+        compiled: what ran the steps of SVI: `inductor`, `replay` for recorded ones, or `no`.
+        remark: why they did not run faster, where something stood in the way.
     """
 
     epochs: tuple[Epoch, ...]
     best: int
     stopped: str
     seconds: float
+    compiled: Literal["no", "replay", "inductor"] = "no"
+    remark: str = ""
 
     def __str__(self) -> str:
         if not self.epochs:
@@ -93,6 +98,7 @@ def fit(
     learning_rate: PositiveFloat = 1e-3,
     patience: PositiveInt | None = None,
     objective: Objective = ELBO(),
+    compile: Literal["auto", True, False] = "auto",  # noqa: A002
     tolerance: NonNegativeFloat = 1e-6,
     restarts: PositiveInt = 5,
     start: bool = True,
@@ -117,6 +123,9 @@ def fit(
         learning_rate: of SVI's optimiser, Adam.
         patience: SVI stops after this many epochs without a higher validation bound.
         objective: the bound that SVI maximises.
+        compile: whether SVI's steps are recorded and compiled. With `auto` they are recorded, and
+            compiled where many are planned; nothing but speed depends on that, apart from
+            rounding once they are compiled. What cannot be recorded runs as plain Pyro.
         tolerance: EM stops when an iteration gains less, in nats per row.
         restarts: EM starts this often, side by side, and the highest likelihood stays; online EM
             starts once.
@@ -152,7 +161,7 @@ def fit(
         if validation is not None:
             held_out = as_batch(rows_on(validation, "validation", place))
         refuse(model, everything, held_out, method, batch_size, patience)
-        objective.build(model.enumerates)
+        elbo = objective.build(model.enumerates)
         model.to(*place)
         if method == "em":
             history = _fit_em(model, everything, held_out, bar, epochs, tolerance, restarts, start)
@@ -161,12 +170,14 @@ def fit(
                 model.start(everything)
             bar.begin(epochs * len(rows))
             if method == "svi":
+                batch_size = batch_size or min(128, len(rows))
+                elbo = recorded(elbo, compile, steps=epochs * (len(rows) // batch_size))
                 passes = svi(
                     model,
                     rows,
-                    objective=objective,
+                    objective=elbo,
                     epochs=epochs,
-                    batch_size=batch_size or min(128, len(rows)),
+                    batch_size=batch_size,
                     learning_rate=learning_rate,
                     advance=bar.advance,
                 )
@@ -179,6 +190,8 @@ def fit(
                     advance=bar.advance,
                 )
             history = run_epochs(model, passes, held_out, bar, patience)
+    if isinstance(elbo, Recorded):
+        history = replace(history, compiled=elbo.backend, remark=elbo.reason)
     return replace(history, seconds=time.perf_counter() - began)
 
 

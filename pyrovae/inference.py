@@ -9,7 +9,6 @@ the loss per row, so that a learning rate does not depend on the batch size.
 `online_em` takes both for each mini-batch.
 """
 
-import functools
 import math
 import operator
 import time
@@ -17,6 +16,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial, reduce
 from typing import Any, cast
 
 import pyro
@@ -26,12 +26,13 @@ from pyro import poutine
 from torch import Tensor
 
 from pyrovae.batch import Batch, Rows, as_batch
+from pyrovae.compile import Recorded, backward
 from pyrovae.errors import Error, brief
 from pyrovae.models import Model
 from pyrovae.models.model import Statistics
 from pyrovae.objectives import ELBO, Objective
 from pyrovae.optim import Optim
-from pyrovae.place import in_mode, unchecked
+from pyrovae.place import RandomState, in_mode, unchecked
 
 HALVINGS = 30
 REPAIRS = 10
@@ -71,25 +72,23 @@ class SVI(pyro.infer.SVI):
     ) -> None:
         super().__init__(model, guide, optim, loss)
         self.elbo = loss
+        self.backward = loss.backward if isinstance(loss, Recorded) else partial(backward, loss)
 
     def step(self, batch: Batch) -> Tensor:
         """Take one gradient step; returns the loss per row, detached."""
-        with poutine.trace(param_only=True) as capture:
-            loss = self.elbo.differentiable_loss(self.model, self.guide, batch) / len(batch)
-        loss.backward()
-        sites = sorted(capture.trace.nodes.items())
-        params = list(dict.fromkeys(site["value"].unconstrained() for _, site in sites))
+        loss, parameters = self.backward(self.model, self.guide, batch, rows=len(batch))
+        params = list(dict.fromkeys(parameters.values()))
         self.optim(params)
         for parameter in params:
             parameter.grad = None
-        return loss.detach()
+        return loss
 
 
 def svi(
     model: Model,
     rows: Rows,
     *,
-    objective: Objective | None = None,
+    objective: Objective | pyro.infer.ELBO = ELBO(),
     epochs: int = 100,
     batch_size: int = 128,
     learning_rate: float = 1e-3,
@@ -100,7 +99,7 @@ def svi(
     Args:
         model: it has seen the data (`model.start`).
         rows: on the model's device and in its precision.
-        objective: the bound, `ELBO()` unless given.
+        objective: the bound, or one of Pyro's estimators, such as `Recorded(Trace_ELBO())`.
         epochs: passes over the rows.
         batch_size: rows in a mini-batch; the last one of an epoch can be smaller.
         learning_rate: of Adam.
@@ -111,7 +110,9 @@ def svi(
             the epoch's start.
     """
     optim = Optim(torch.optim.Adam, {"lr": learning_rate, "fused": True})
-    engine = SVI(model.model, model.guide, optim, (objective or ELBO()).build(model.enumerates))
+    if isinstance(objective, Objective):
+        objective = objective.build(model.enumerates)
+    engine = SVI(model.model, model.guide, optim, objective)
     began = time.perf_counter()
     model.zero_grad()
     for index in range(epochs):
@@ -232,7 +233,7 @@ def online_em(
 
 def _all(model: Model, batches: Iterable[Batch]) -> Statistics:
     """The statistics of all batches."""
-    return functools.reduce(operator.add, (model.expect(batch) for batch in batches))
+    return reduce(operator.add, (model.expect(batch) for batch in batches))
 
 
 @torch.no_grad()
@@ -259,15 +260,13 @@ class Snapshot:
     def __init__(self, model: Model, optim: Optim) -> None:
         self.model, self.optim = model, optim
         self.weights, self.optim_state = weights(model), optim.get_state()
-        on_device = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-        self.random = torch.get_rng_state(), on_device
+        self.random = RandomState()
 
     def restore(self) -> None:
         """Go back."""
         self.model.load_state_dict(self.weights)
         self.optim.set_state(self.optim_state)
-        torch.set_rng_state(self.random[0])
-        torch.cuda.set_rng_state_all(self.random[1])
+        self.random.restore()
 
 
 def weights(model: Model) -> dict[str, Tensor]:

@@ -75,6 +75,19 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
+class RandomState:
+    """The state of torch's generators at one moment, to go back to."""
+
+    def __init__(self) -> None:
+        self.cpu = torch.get_rng_state()
+        self.cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+
+    def restore(self) -> None:
+        """Go back."""
+        torch.set_rng_state(self.cpu)
+        torch.cuda.set_rng_state_all(self.cuda)
+
+
 @contextmanager
 def unchecked() -> Iterator[None]:
     """Without the checks of Pyro and torch's distributions, for speed and for examining NaN."""

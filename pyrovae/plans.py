@@ -120,6 +120,7 @@ class Plan:
             "epochs": len(history.epochs),
             "best": history.best,
             "stopped": history.stopped,
+            "compiled": history.compiled,
         }
         return save(model, self.folder, history, spec, whole | results, force)
 

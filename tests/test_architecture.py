@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "pyrovae"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
-    ("errors", "files", "place", "plots", "progress", "versions"),
+    ("errors", "files", "place", "plots", "products", "progress", "versions"),
     ("part", "batch", "named", "distributions"),
     ("transforms", "networks", "refinements"),
     ("families",),
@@ -18,7 +18,8 @@ LAYERS = [
     ("models",),
     ("columns", "sources", "conditions"),
     ("data", "proposal"),
-    ("objectives", "optim"),
+    ("graphs", "objectives", "optim"),
+    ("compile",),
     ("evaluate", "report", "arviz"),
     ("inference",),
     ("fitting",),

@@ -84,4 +84,4 @@ def all_states(event: tuple[int, ...]) -> Tensor:
     *variables, classes = event
     choices = [torch.arange(classes)] * int(torch.Size(variables).numel())
     index = torch.cartesian_prod(*choices).reshape(-1, *variables)
-    return torch.nn.functional.one_hot(index, classes)
+    return torch.eye(classes, dtype=torch.int64)[index]

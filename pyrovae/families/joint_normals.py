@@ -25,7 +25,7 @@ import pyro.distributions as dist
 import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Size, Tensor, nn
-from torch.distributions.utils import tril_matrix_to_vec, vec_to_tril_matrix
+from torch.distributions.utils import tril_matrix_to_vec
 from torch.nn.functional import softplus
 
 from pyrovae.batch import Batch
@@ -264,7 +264,10 @@ def _refuse_arrays(family: Family, event: tuple[int, ...]) -> None:
 
 def _tril(family: Any, raw: Tensor) -> Tensor:
     """L, lower triangular with a positive diagonal, of unconstrained numbers."""
-    tril = vec_to_tril_matrix(raw)
+    d = len(family.unit)
+    row, column = torch.tril_indices(d, d, device=raw.device)
+    tril = raw.new_zeros(*raw.shape[:-1], d, d)
+    tril[..., row, column] = raw
     diagonal = 0.5 * family.floor * family.unit + softplus(tril.diagonal(dim1=-2, dim2=-1))
     return tril.tril(-1) + diagonal.diag_embed()
 

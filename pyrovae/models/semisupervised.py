@@ -20,7 +20,6 @@ import pyro.distributions as dist
 import torch
 from pydantic import Field, NonNegativeFloat
 from torch import Tensor, nn
-from torch.nn.functional import one_hot
 
 from pyrovae.batch import Batch, as_batch
 from pyrovae.distributions import OneHot
@@ -126,7 +125,7 @@ class SemiSupervisedVAE(Model):
             pyro.sample("z", self.q(join(seen, y, self.seen, (self.classes,))))
 
     def _one_hot(self, labels: Tensor) -> Tensor:
-        return one_hot(labels.clamp(min=0), self.classes).to(self.logits)
+        return torch.eye(self.classes).to(self.logits)[labels.clamp(min=0)]
 
     def _of_labels(self, x: Tensor, labels: Tensor) -> Tensor:
         """Log q(y | x) of the labels, 0 where there is none, shape `(rows,)`."""

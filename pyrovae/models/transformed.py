@@ -61,8 +61,7 @@ class Transformed(Model):
 
     def inside(self, batch: Batch) -> Batch:
         """The batch with T(x) for x."""
-        batch = as_batch(batch)
-        return batch.replace(x=self.transform(batch.x))
+        return as_batch(batch).transformed(self.transform)
 
     def model(self, batch: Batch) -> Tensor:
         batch = as_batch(batch)
