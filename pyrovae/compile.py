@@ -31,12 +31,10 @@ from torch import Tensor, nn
 
 from pyrovae.batch import Batch
 from pyrovae.errors import brief
-from pyrovae.graphs import Graph, RecordingError, record
+from pyrovae.graphs import PATIENCE, Graph, RecordingError, record
 from pyrovae.place import RandomState
 
 TOLERANCE, FLOOR = 1e-4, 1e-2
-PATIENCE = 30
-"""About as many steps as recording costs: a fit that is over before has lost nothing."""
 LONG = 5000
 """From how many steps on the seconds that Inductor takes are won back."""
 Parameters = dict[str, Tensor]

@@ -40,6 +40,8 @@ from pyrovae.products import routed
 TORCH = Path(torch.__file__).parent
 ISNAN = pyro.util.torch_isnan
 aten = torch.ops.aten
+PATIENCE = 30
+"""About as many steps as recording costs: what is over before has lost nothing."""
 
 
 class RecordingError(Exception):
@@ -98,7 +100,7 @@ def record(function: Callable[..., Any], *arguments: Tensor) -> Graph:
         raise RecordingError(_reason(failure)) from failure
     _refuse_shapes_from_values(module.graph)
     read = _placeholders_of_constants(module)
-    _drop_detached(module.graph)
+    _drop_what_is_no_number(module.graph)
     module.graph.eliminate_dead_code()
     module.recompile()
     return Graph(module.forward, read, module.graph)
@@ -198,8 +200,10 @@ def _placeholders_of_constants(module: fx.GraphModule) -> tuple[Tensor, ...]:
     return tuple(getattr(module, name) for name in held)
 
 
-def _drop_detached(graph: fx.Graph) -> None:
-    """Leave out what autograd alone needs."""
-    for node in graph.find_nodes(op="call_function", target=aten.detach.default):
-        node.replace_all_uses_with(node.args[0])
-        graph.erase_node(node)
+def _drop_what_is_no_number(graph: fx.Graph) -> None:
+    """Leave out what autograd or a profiler alone needs."""
+    for node in reversed(graph.nodes):
+        if node.target is aten.detach.default:
+            node.replace_all_uses_with(node.args[0])
+        if node.target is aten.detach.default or "profiler" in str(node.target):
+            graph.erase_node(node)
