@@ -125,14 +125,14 @@ class Recorded(pyro.infer.ELBO):
             return None
         if self.compiles and not self._records():
             try:
-                compiled = replay.compiled(step)
+                compiled = replay.compiled(step).captured(step)
                 if not (different := _different(compiled, step)):
                     return compiled
                 why = f"compiled, they give another value of {different}"
             except Exception as failure:
                 why = brief(failure)
             self._say(logging.INFO, f"Steps are replayed, not compiled: {why}.")
-        return self._kept(replay, step)
+        return self._kept(replay.captured(step), step)
 
     def _kept(self, record: "_Record", step: "_Step") -> "_Record | None":
         """The record, if it gives the numbers of plain Pyro."""
@@ -247,6 +247,19 @@ class _Record:
         """The same operations, compiled by Inductor."""
         graph = self.graph.compiled(*self.trained, *step.tensors)
         return replace(self, graph=graph, backend="inductor")
+
+    def captured(self, step: _Step) -> "_Record":
+        """The same operations, on a CUDA device as one launch."""
+        if not self.trained[0].is_cuda:
+            return self
+        moment = _Moment(self.buffers)
+        try:
+            return replace(self, graph=self.graph.captured(*self.trained, *step.tensors))
+        except RuntimeError as failure:
+            logger.info(f"Steps are not captured as CUDA graphs: {brief(failure)}.")
+            return self
+        finally:
+            moment.restore()
 
 
 def _replay(step: _Step) -> _Record:

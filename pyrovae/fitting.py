@@ -29,6 +29,7 @@ from pyrovae.models.model import require_model
 from pyrovae.objectives import ELBO, Objective
 from pyrovae.part import validated
 from pyrovae.place import Place, destination, seeded
+from pyrovae.precision import HalfPrecision
 from pyrovae.progress import Bar, progress_bar
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ def fit(
     patience: PositiveInt | None = None,
     objective: Objective = ELBO(),
     compile: Literal["auto", True, False] = "auto",  # noqa: A002
+    autocast: bool = False,
     tolerance: NonNegativeFloat = 1e-6,
     restarts: PositiveInt = 5,
     start: bool = True,
@@ -126,6 +128,8 @@ def fit(
         compile: whether SVI's steps are recorded and compiled. With `auto` they are recorded, and
             compiled where many are planned; nothing but speed depends on that, apart from
             rounding once they are compiled. What cannot be recorded runs as plain Pyro.
+        autocast: whether networks multiply in bfloat16 during SVI, which is faster where the
+            processor has units for it; weights, densities and all evaluation keep their precision.
         tolerance: EM stops when an iteration gains less, in nats per row.
         restarts: EM starts this often, side by side, and the highest likelihood stays; online EM
             starts once.
@@ -162,6 +166,7 @@ def fit(
             held_out = as_batch(rows_on(validation, "validation", place))
         refuse(model, everything, held_out, method, batch_size, patience)
         elbo = objective.build(model.enumerates)
+        elbo = HalfPrecision(elbo) if autocast else elbo
         model.to(*place)
         if method == "em":
             history = _fit_em(model, everything, held_out, bar, epochs, tolerance, restarts, start)

@@ -11,19 +11,18 @@ they were. Mixed Precision Training (Micikevicius et al., 2018, https://arxiv.or
 from typing import Any
 
 import pyro.infer
-import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 LAYERS = {
-    F.linear,
-    F.conv1d,
-    F.conv2d,
-    F.conv3d,
-    F.conv_transpose1d,
-    F.conv_transpose2d,
-    F.conv_transpose3d,
+    functional.linear,
+    functional.conv1d,
+    functional.conv2d,
+    functional.conv3d,
+    functional.conv_transpose1d,
+    functional.conv_transpose2d,
+    functional.conv_transpose3d,
 }
 
 
@@ -38,28 +37,42 @@ class HalfPrecision(pyro.infer.ELBO):
         super().__init__(elbo.num_particles)
         self.elbo = elbo
 
-    def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
+    def loss(self, *args: Any, **kwargs: Any) -> float:
+        """The loss."""
+        with _Layers():
+            return self.elbo.loss(*args, **kwargs)
+
+    def differentiable_loss(self, *args: Any, **kwargs: Any) -> Tensor:
         """The loss, to be differentiated."""
         with _Layers():
-            return self.elbo.differentiable_loss(model, guide, *args, **kwargs)
+            return self.elbo.differentiable_loss(*args, **kwargs)
 
-    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
+    def loss_and_grads(self, *args: Any, **kwargs: Any) -> float:
+        """The loss, with its gradients on the parameters."""
         with _Layers():
-            return self.elbo._get_trace(model, guide, args, kwargs)
+            return self.elbo.loss_and_grads(*args, **kwargs)
+
+    def _get_trace(self, *args: Any) -> Any:
+        with _Layers():
+            return self.elbo._get_trace(*args)
 
 
 class _Layers(TorchFunctionMode):
-    """Layers take what they are given in bfloat16, and return what they were given."""
+    """Layers multiply in bfloat16, and return what they were given."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func not in LAYERS:
-            return func(*args, **(kwargs or {}))
-        half = [_half(value) for value in args]
-        named = {name: _half(value) for name, value in (kwargs or {}).items()}
-        return func(*half, **named).to(args[0].dtype)
+        return (_layer if func in LAYERS else _as_it_is)(func, *args, **(kwargs or {}))
 
 
-def _half(value: Any) -> Any:
-    return value.bfloat16() if isinstance(value, Tensor) else value
+def _as_it_is(func: Any, *args: Any, **kwargs: Any) -> Any:
+    return func(*args, **kwargs)
+
+
+def _layer(
+    func: Any, x: Tensor, weight: Tensor, bias: Tensor | None = None, *args: Any, **kwargs: Any
+) -> Tensor:
+    """A layer that multiplies in bfloat16, its bias added in the precision of its input."""
+    product = func(x.bfloat16(), weight.bfloat16(), None, *args, **kwargs).to(x.dtype)
+    return product if bias is None else product + bias.reshape(-1, *[1] * (weight.ndim - 2))

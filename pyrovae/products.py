@@ -4,10 +4,10 @@ On a CPU torch's `mm` calls MKL, which on processors of other makers can run at 
 oneDNN, which torch brings as well for its linear layers, computes the same product, in float32
 throughout; sums are taken in another order, so the last digit can differ.
 
-Which one is faster depends on processor and shape. On Intel's it is MKL (0.6 to 1.0 times its time
-for layers of 400 units and 32 to 4,096 rows), and nothing is tried, so that runs repeat to the bit.
-On others it is found by trying: once for each shape, in some hundredths of a second; where it is
-not clearly oneDNN, nothing changes.
+Which one is faster depends on processor and shape. On Intel's it is MKL, whose time is 0.6 to 1.0
+times oneDNN's for layers of 400 units and 32 to 4,096 rows: there nothing is tried, so that runs
+repeat to the bit. On others it is found by trying: once for each shape, in some hundredths of a
+second; where it is not clearly oneDNN, nothing changes.
 """
 
 import platform

@@ -18,7 +18,7 @@ LAYERS = [
     ("models",),
     ("columns", "sources", "conditions"),
     ("data", "proposal"),
-    ("graphs", "objectives", "optim"),
+    ("graphs", "objectives", "optim", "precision"),
     ("compile",),
     ("evaluate", "report", "arviz"),
     ("inference",),

@@ -68,5 +68,3 @@ def test_only_a_fused_step_that_stays_the_same_is_recorded():
     optim.set_state({})
     assert not steps(PATIENCE)
     assert steps(2)
-
-
