@@ -39,6 +39,7 @@ from peers import RATE, Turn, Turns, Work
 from torch import Tensor
 
 from pyrovae import VAE, fit, load, objectives
+from pyrovae.batch import as_batch
 from pyrovae.objectives import ELBO, Objective
 
 QUIET, PAUSE = 0.05, 0.3
@@ -110,14 +111,14 @@ def ours(work: Work, compile: bool) -> Turns:  # noqa: A002
         )
         first, second = (epoch.seconds for epoch in history.epochs)
         said = " ".join((history.compiled, history.remark)).strip()
-        yield Turn(second - first, history.seconds - 2 * (second - first), said)
+        yield Turn(second - first, max(0.0, history.seconds - 2 * (second - first)), said)
 
 
 def stock_pyro(work: Work) -> Turns:
     """The package's model and guide in Pyro's own SVI, with Pyro's own optimiser."""
     x = shaped(work)
     model = vae(work, work.x.shape[1])
-    model.start(x)
+    model.start(as_batch(x))
     elbo, adam = VARIATIONS[work.case].stock(), pyro.optim.Adam({"lr": RATE})
     svi = pyro.infer.SVI(model.model, model.guide, adam, elbo)
     return peers.clocked(
@@ -174,10 +175,13 @@ class Contender:
         self.process.start()
         theirs.close()
 
-    def turn(self) -> Any:
+    def turn(self) -> Turn:
         time.sleep(PAUSE)  # threads of the one before spin for a moment
         self.pipe.send(True)
-        return self.pipe.recv()
+        answer = self.pipe.recv()
+        if not isinstance(answer, Turn):
+            raise RuntimeError(answer)
+        return answer
 
     def end(self) -> None:
         self.pipe.close()
@@ -204,7 +208,7 @@ def ticks() -> np.ndarray:
     return np.array([user + nice + system + sum(rest), sum(spent[pid] for pid in ours)])
 
 
-def taken_by_others(turn: Callable[[], Any]) -> tuple[Any, float]:
+def taken_by_others(turn: Callable[[], Turn]) -> tuple[Turn, float]:
     """A turn, and the share of the processors that other processes took meanwhile."""
     began, before = time.perf_counter(), ticks()
     answer = turn()
@@ -221,11 +225,10 @@ def measure(names: tuple[str, ...], work: Work, rounds: int) -> dict[str, Any]:
     try:
         for name in names:
             contenders[name] = Contender(name, work)
-            answer = contenders[name].turn()
-            if isinstance(answer, Turn):
-                first[name] = answer
-            else:
-                print(f"{name} is left out: {answer}", flush=True)
+            try:
+                first[name] = contenders[name].turn()
+            except (EOFError, RuntimeError) as error:
+                print(f"{name} is left out: {error}", flush=True)
         while len(taken) < 2 * rounds and sum(share <= QUIET for share, _ in taken) < rounds:
             both = {name: taken_by_others(contenders[name].turn) for name in first}
             share = max(share for _, share in both.values())
@@ -254,9 +257,9 @@ def compared(found: dict[str, Any], reference: str) -> None:
     """Add the figures that contenders have together."""
     contenders, steps = found["contenders"], found["rows"] // found["work"]["batch"]
 
-    def together(name: str, other: str, figure: Callable[[float, float], float]) -> float:
+    def together(name: str, other: str, figure: Callable[[float, float], float]) -> float | None:
         if not {name, other} <= contenders.keys():
-            return float("nan")
+            return None
         pairs = zip(contenders[name]["seconds"], contenders[other]["seconds"], strict=True)
         return statistics.median(figure(*pair) for pair in pairs)
 
@@ -265,9 +268,9 @@ def compared(found: dict[str, Any], reference: str) -> None:
         result["ratio"] = together(reference, name, truediv)
         result["ours"] = together(name, OURS, truediv)
         result["share"] = together(LIMIT, name, truediv)
-    if OURS in contenders:
-        saved = together("pyrovae eager", OURS, sub) / steps
-        found["break-even"] = contenders[OURS]["setup"] / saved if saved > 0 else float("nan")
+    if (saved := together("pyrovae eager", OURS, sub) or 0) > 0:
+        ours = contenders[OURS]
+        found["break-even"] = [steps * ours[key] / saved for key in ("setup", "setup again")]
 
 
 def show(found: dict[str, Any], reference: str) -> None:
@@ -276,25 +279,33 @@ def show(found: dict[str, Any], reference: str) -> None:
     print(f"\n{work['case']}, {network}, batch {work['batch']}, {found['rows']:,} rows")
     if noise > QUIET:
         print(f"NOT QUIET: others took up to {noise:.0%} of the processors")
-    titles = ("images/s", f"x {reference}", f"{OURS} x it", "of products", "set-up, s", "again")
-    print(f"{'':16}" + "".join(f"{title:>15}" for title in titles))
+    columns = {
+        "images": ("images/s", ",.0f"),
+        "ratio": (f"x {reference}", ".2f"),
+        "ours": (f"{OURS} x it", ".2f"),
+        "share": ("of products", ".0%"),
+        "setup": ("set-up, s", ".2f"),
+        "setup again": ("with cache, s", ".2f"),
+    }
+    print(f"{'':16}" + "".join(f"{title:>15}" for title, _ in columns.values()))
     for name, result in found["contenders"].items():
-        print(
-            f"{name:16}{result['images']:15,.0f}{result['ratio']:15.2f}{result['ours']:15.2f}"
-            f"{result['share']:15.0%}{result['setup']:15.2f}{result['setup again']:15.2f}"
-            f"  {result['remark']}",
-            flush=True,
+        cells = (
+            "-" if result[key] is None else format(result[key], form)
+            for key, (_, form) in columns.items()
         )
+        print(f"{name:16}" + "".join(f"{cell:>15}" for cell in cells) + f"  {result['remark']}")
     if "break-even" in found:
-        print(f"compiling pays from {found['break-even']:,.0f} steps on")
+        empty, cached = found["break-even"]
+        print(f"compiling pays from {empty:,.0f} steps on, {cached:,.0f} with a cache", flush=True)
 
 
 def settings(arguments: argparse.Namespace, folder: Path) -> Iterator[Work]:
     """All that is to be trained; the rows lie in the folder."""
     variety = arguments.case == "variety"
     grey = images(arguments.folder, arguments.rows or (25_600 if variety else 60_000))
-    made = {kind: make(grey) for kind, make in MADE.items()}
-    for case in arguments.variation or list(VARIATIONS)[1:] if variety else ["mlp"]:
+    cases = arguments.variation or list(VARIATIONS)[1:] if variety else ["mlp"]
+    made = {kind: MADE[kind](grey) for kind in sorted({VARIATIONS[case].rows for case in cases})}
+    for case in cases:
         kind = VARIATIONS[case].rows
         for network in arguments.network:
             hidden = tuple(map(int, network.split("-")))

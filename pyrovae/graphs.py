@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import BuiltinFunctionType, MethodDescriptorType
 from typing import Any
 
 import pyro.util
@@ -128,8 +129,20 @@ def record(function: Callable[..., Any], *arguments: Tensor) -> Graph:
     read = _placeholders_of_constants(module)
     _drop_what_is_no_number(module.graph)
     module.graph.eliminate_dead_code()
-    module.recompile()
-    return Graph(module.forward, read, module.graph)
+    return Graph(_python(module.graph), read, module.graph)
+
+
+def _python(graph: fx.Graph) -> Callable[..., Sequence[Any]]:
+    """The graph as Python code, by torch's own functions: they are called in half the time."""
+    graph = copy.deepcopy(graph)
+    for node in graph.nodes:
+        gaps = any(isinstance(entry, list) and None in entry for entry in node.args)
+        if getattr(node.target, "namespace", "") == "aten" and not gaps:
+            name = node.target._opname
+            known = getattr(torch, name, getattr(Tensor, name, None))
+            if isinstance(known, BuiltinFunctionType | MethodDescriptorType):
+                node.target = known
+    return fx.GraphModule({}, graph).forward
 
 
 def _with_coins_of_torch(graph: fx.Graph) -> fx.Graph:
