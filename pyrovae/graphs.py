@@ -20,7 +20,7 @@ import copy
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,10 +30,11 @@ import pyro.util
 import torch
 import torch._inductor
 from pyro.infer.util import Dice
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
+from pyrovae.batch import Batch
 from pyrovae.errors import brief
 from pyrovae.products import routed
 
@@ -64,6 +65,16 @@ class Graph:
     def __call__(self, *arguments: Tensor) -> Sequence[Any]:
         return self.call(*arguments, *self.read)
 
+    @property
+    def written(self) -> int:
+        """The numbers that the operations write, one after the other."""
+        made = (
+            node.meta.get("val")
+            for node in self.operations.nodes
+            if node.op == "call_function" and not getattr(node.target, "is_view", True)
+        )
+        return sum(value.numel() for value in made if isinstance(value, Tensor))
+
     @torch.no_grad()
     def compiled(self, *arguments: Tensor) -> "Graph":
         """The graph compiled by Inductor, with torch's random numbers in place of Inductor's."""
@@ -74,6 +85,27 @@ class Graph:
                 options={"fallback_random": True},
             )
         return replace(self, call=call)
+
+
+def taken_apart(arguments: Iterable[Any]) -> tuple[list[Tensor], Any]:
+    """The tensors in arguments, batches among them, and what else a graph of them depends on."""
+    entries = [
+        entry
+        for value in arguments
+        for entry in (value.parts if isinstance(value, Batch) else (value,))
+    ]
+    return [entry for entry in entries if isinstance(entry, Tensor)], tuple(
+        (entry.shape, entry.stride(), entry.dtype, entry.device)
+        if isinstance(entry, Tensor)
+        else entry
+        for entry in entries
+    )
+
+
+def refuse_hooks(modules: Iterable[nn.Module]) -> None:
+    """Refuse modules with hooks, which are Python that a graph would not call."""
+    if any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in modules):
+        raise RecordingError("modules have hooks, which what is recorded would not call")
 
 
 def record(function: Callable[..., Any], *arguments: Tensor) -> Graph:
@@ -126,6 +158,8 @@ class _Tensors(TorchFunctionMode):
         if func is Tensor.item:
             value = args[0].detach()
             return value.double() if value.is_floating_point() else value
+        if func in (Tensor.numpy, Tensor.__array__):
+            raise RecordingError("the values of a tensor are read by numpy")
         if func in (Tensor.__bool__, Tensor.masked_select) and _called_by(Dice):
             return func is Tensor.masked_select and torch.where(args[1], args[0], 0.0)
         return func(*args, **(kwargs or {}))
