@@ -158,8 +158,8 @@ class _Tensors(TorchFunctionMode):
         if func is Tensor.item:
             value = args[0].detach()
             return value.double() if value.is_floating_point() else value
-        if func in (Tensor.numpy, Tensor.__array__):
-            raise RecordingError("the values of a tensor are read by numpy")
+        if func in (Tensor.numpy, Tensor.__array__, Tensor.tolist):
+            raise RecordingError("numpy or a list takes the values of a tensor")
         if func in (Tensor.__bool__, Tensor.masked_select) and _called_by(Dice):
             return func is Tensor.masked_select and torch.where(args[1], args[0], 0.0)
         return func(*args, **(kwargs or {}))
@@ -190,7 +190,7 @@ def _reason(failure: Exception) -> str:
             where = f" (in {frame.name}, {path.name}:{frame.lineno})"
     if "tracing tensor" in str(failure):
         return f"Python decides by the value of a tensor{where}"
-    return f"{brief(failure)}{where}"
+    return f"{failure if isinstance(failure, RecordingError) else brief(failure)}{where}"
 
 
 def _refuse_shapes_from_values(graph: fx.Graph) -> None:
