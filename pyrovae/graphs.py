@@ -80,7 +80,7 @@ class Graph:
         """The graph compiled by Inductor, with torch's random numbers in place of Inductor's."""
         with warnings.catch_warnings(action="ignore"):
             call = torch._inductor.compile(
-                fx.GraphModule({}, routed(_with_coins_of_torch(copy.deepcopy(self.operations)))),
+                fx.GraphModule({}, routed(_for_inductor(copy.deepcopy(self.operations)))),
                 [*arguments, *self.read],
                 options={"fallback_random": True},
             )
@@ -134,6 +134,29 @@ def record(function: Callable[..., Any], *arguments: Tensor) -> Graph:
     module.graph.eliminate_dead_code()
     module.recompile()
     return Graph(module.forward, read, module.graph)
+
+
+def _for_inductor(graph: fx.Graph) -> fx.Graph:
+    """The graph in the form that Inductor makes the best of."""
+    return _with_biases_apart(_with_coins_of_torch(graph))
+
+
+def _with_biases_apart(graph: fx.Graph) -> fx.Graph:
+    """The graph with the bias of a layer over particles added by the pass that comes next.
+
+    A product with a bias begins as a copy of the bias for every row of the result.
+    """
+    for node in graph.find_nodes(op="call_function", target=aten.addmm.default):
+        bias, *factors = node.args
+        user, *others = node.users
+        width = node.meta["val"].shape[1:]
+        apart = user.target is aten.view.default and user.meta["val"].shape[-1:] == width
+        if apart and not (others or node.kwargs) and bias.meta["val"].shape == width:
+            node.target, node.args = aten.mm.default, tuple(factors)
+            with graph.inserting_after(user):
+                whole = graph.call_function(aten.add.Tensor, (user, bias))
+            user.replace_all_uses_with(whole, lambda other, whole=whole: other is not whole)
+    return graph
 
 
 def _with_coins_of_torch(graph: fx.Graph) -> fx.Graph:
