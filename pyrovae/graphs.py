@@ -20,7 +20,7 @@ import copy
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,10 +31,11 @@ import pyro.util
 import torch
 import torch._inductor
 from pyro.infer.util import Dice
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
+from pyrovae.batch import Batch
 from pyrovae.errors import brief
 from pyrovae.products import routed
 
@@ -67,12 +68,22 @@ class Graph:
     def __call__(self, *arguments: Tensor) -> Sequence[Any]:
         return self.call(*arguments, *self.read)
 
+    @property
+    def written(self) -> int:
+        """The numbers that the operations write, one after the other."""
+        made = (
+            node.meta.get("val")
+            for node in self.operations.nodes
+            if node.op == "call_function" and not getattr(node.target, "is_view", True)
+        )
+        return sum(value.numel() for value in made if isinstance(value, Tensor))
+
     @torch.no_grad()
     def compiled(self, *arguments: Tensor) -> "Graph":
         """The graph compiled by Inductor, with torch's random numbers in place of Inductor's."""
         with warnings.catch_warnings(action="ignore"):
             call = torch._inductor.compile(
-                fx.GraphModule({}, routed(_with_coins_of_torch(copy.deepcopy(self.operations)))),
+                fx.GraphModule({}, routed(_for_inductor(copy.deepcopy(self.operations)))),
                 [*arguments, *self.read],
                 options={"fallback_random": True},
             )
@@ -103,6 +114,27 @@ class Graph:
             return first.clone(), *others
 
         return replace(self, call=call)
+
+
+def taken_apart(arguments: Iterable[Any]) -> tuple[list[Tensor], Any]:
+    """The tensors in arguments, batches among them, and what else a graph of them depends on."""
+    entries = [
+        entry
+        for value in arguments
+        for entry in (value.parts if isinstance(value, Batch) else (value,))
+    ]
+    return [entry for entry in entries if isinstance(entry, Tensor)], tuple(
+        (entry.shape, entry.stride(), entry.dtype, entry.device)
+        if isinstance(entry, Tensor)
+        else entry
+        for entry in entries
+    )
+
+
+def refuse_hooks(modules: Iterable[nn.Module]) -> None:
+    """Refuse modules with hooks, which are Python that a graph would not call."""
+    if any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in modules):
+        raise RecordingError("modules have hooks, which what is recorded would not call")
 
 
 def record(function: Callable[..., Any], *arguments: Tensor) -> Graph:
@@ -145,6 +177,29 @@ def _python(graph: fx.Graph) -> Callable[..., Sequence[Any]]:
     return fx.GraphModule({}, graph).forward
 
 
+def _for_inductor(graph: fx.Graph) -> fx.Graph:
+    """The graph in the form that Inductor makes the best of."""
+    return _with_biases_apart(_with_coins_of_torch(graph))
+
+
+def _with_biases_apart(graph: fx.Graph) -> fx.Graph:
+    """The graph with the bias of a layer over particles added by the pass that comes next.
+
+    A product with a bias begins as a copy of the bias for every row of the result.
+    """
+    for node in graph.find_nodes(op="call_function", target=aten.addmm.default):
+        bias, *factors = node.args
+        user, *others = node.users
+        width = node.meta["val"].shape[1:]
+        apart = user.target is aten.view.default and user.meta["val"].shape[-1:] == width
+        if apart and not (others or node.kwargs) and bias.meta["val"].shape == width:
+            node.target, node.args = aten.mm.default, tuple(factors)
+            with graph.inserting_after(user):
+                whole = graph.call_function(aten.add.Tensor, (user, bias))
+            user.replace_all_uses_with(whole, lambda other, whole=whole: other is not whole)
+    return graph
+
+
 def _with_coins_of_torch(graph: fx.Graph) -> fx.Graph:
     """The graph with coins thrown in place, which Inductor leaves to torch, with its stream."""
     for node in graph.find_nodes(op="call_function", target=aten.bernoulli.default):
@@ -167,6 +222,8 @@ class _Tensors(TorchFunctionMode):
         if func is Tensor.item:
             value = args[0].detach()
             return value.double() if value.is_floating_point() else value
+        if func in (Tensor.numpy, Tensor.__array__, Tensor.tolist):
+            raise RecordingError("numpy or a list takes the values of a tensor")
         if func in (Tensor.__bool__, Tensor.masked_select) and _called_by(Dice):
             return func is Tensor.masked_select and torch.where(args[1], args[0], 0.0)
         return func(*args, **(kwargs or {}))
@@ -197,7 +254,7 @@ def _reason(failure: Exception) -> str:
             where = f" (in {frame.name}, {path.name}:{frame.lineno})"
     if "tracing tensor" in str(failure):
         return f"Python decides by the value of a tensor{where}"
-    return f"{brief(failure)}{where}"
+    return f"{failure if isinstance(failure, RecordingError) else brief(failure)}{where}"
 
 
 def _refuse_shapes_from_values(graph: fx.Graph) -> None:

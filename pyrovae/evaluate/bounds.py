@@ -136,7 +136,8 @@ def sandwich(
             BLOCK // particles or 1
         ):
             at = Coordinates(model, batch[index], "annealing")
-            path, schedule = ais.path(at), ais.schedule(at)
+            path = ais.path(at)
+            schedule = ais.schedule(at, path)
             known = at.u({name: value[:, index] for name, value in z.items()})
             known = known.expand(particles, *known.shape[1:])
             up = anneal(path, ais.draw(at, particles), schedule, ais.leapfrogs)

@@ -21,11 +21,13 @@ period of a normal density in units of s, whose end owes nothing to where it beg
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from pyrovae.evaluate.coordinates import Coordinates
+from pyrovae.evaluate.recorded import How, Recorded
 
 TARGET = 0.8
 """The share of moves that adaptation aims to have accepted."""
@@ -74,23 +76,31 @@ Path = Callable[[Tensor], Point]
 """From coordinates to a point."""
 
 
-def from_prior(at: Coordinates) -> Path:
+def from_prior(at: Coordinates, how: How = "auto") -> Path:
     """The path from the prior, p_0 = p(u), to the joint density."""
-    return lambda u: _point(u, at.log_joint)
+    return _path(at, at.log_joint, how)
 
 
-def from_guide(at: Coordinates) -> Path:
+def from_guide(at: Coordinates, how: How = "auto") -> Path:
     """The path from the guide, p_0 = q(u | x), to the joint density."""
 
     def densities(u: Tensor) -> tuple[Tensor, Tensor]:
         log_q = at.log_guide(u)
         return log_q, at.log_f(u) - log_q
 
-    return lambda u: _point(u, densities)
+    return _path(at, densities, how)
 
 
-def _point(u: Tensor, densities: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Point:
-    """The densities at u with their gradients; what is not a number has the density 0."""
+def _path(at: Coordinates, densities: Callable[[Tensor], tuple[Tensor, Tensor]], how: How) -> Path:
+    """The path of log p_0 and its change, whose operations are recorded."""
+    values = Recorded(partial(_with_slopes, densities), at.model, how)
+    return lambda u: Point(u.detach(), *values(u))
+
+
+def _with_slopes(
+    densities: Callable[[Tensor], tuple[Tensor, Tensor]], u: Tensor
+) -> tuple[Tensor, ...]:
+    """The densities at u and their gradients; what is not a number has the density 0."""
     with torch.enable_grad():
         u = u.detach().requires_grad_()
         values = densities(u)
@@ -100,8 +110,8 @@ def _point(u: Tensor, densities: Callable[[Tensor], tuple[Tensor, Tensor]]) -> P
             else torch.zeros_like(u)
             for value in values
         ]
-    start, change = (torch.where(value.isnan(), -torch.inf, value.detach()) for value in values)
-    return Point(u.detach(), start, change, *(slope.nan_to_num(0, 0, 0) for slope in slopes))
+    logs = (torch.where(value.isnan(), -torch.inf, value.detach()) for value in values)
+    return *logs, *(slope.nan_to_num(0, 0, 0) for slope in slopes)
 
 
 def move(

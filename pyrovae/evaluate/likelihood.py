@@ -19,6 +19,7 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from pyrovae.errors import Error
 from pyrovae.evaluate.estimators import IWAE, Estimator, Exact, Grid
+from pyrovae.evaluate.recorded import How
 from pyrovae.evaluate.weights import CURVE, Array, checked, evaluating
 from pyrovae.models import Model
 from pyrovae.part import validated
@@ -204,6 +205,7 @@ def log_likelihood(
     seed: NonNegativeInt = 0,
     device: str | None = None,
     dtype: Literal["float32", "float64"] | None = None,
+    compile: How = "auto",  # noqa: A002
 ) -> LogLikelihood:
     """Log p(x) of each row, with its uncertainty.
 
@@ -218,6 +220,10 @@ def log_likelihood(
         device: where to compute, such as `cuda`; the model's own unless given.
         dtype: `float32` or `float64`; the model's own unless given. Sums over particles are in
             float64 in any case.
+        compile: whether what is done for each block of rows is recorded and compiled. With `auto`
+            it is recorded where there are many blocks, and compiled where that is won back;
+            nothing but speed depends on that, apart from rounding once it is compiled. What
+            cannot be recorded runs as plain Pyro.
 
     Raises:
         Error: rows of the wrong shape, not finite or outside the support; a latent that is not
@@ -233,7 +239,7 @@ def log_likelihood(
     with evaluating(model, seed, device, dtype) as place:
         estimator = method or (Exact() if model.exact else IWAE())
         batch = checked(model, data, place, rows)
-        columns = estimator(model, batch, particles)
+        columns = estimator(model, batch, particles, compile)
     refuse_undefined(columns["value"])
     return LogLikelihood(
         **columns,

@@ -85,6 +85,11 @@ def log_weights(model: Model, data: Any, particles: int = 1) -> Tensor:
     """
     batch = as_batch(data).to(*destination(model))
     model.require(batch)
+    return weigh(model, batch, particles)
+
+
+def weigh(model: Model, batch: Batch, particles: int) -> Tensor:
+    """The log-weights of rows that are where the model is, and that it takes."""
     plate = pyro.plate("particles", particles, dim=-2)
     guide, joint = paired_traces(model, batch, plate, enumerates=model.enumerates)
     log_p = log_density(joint, particles, len(batch))

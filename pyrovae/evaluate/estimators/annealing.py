@@ -27,6 +27,7 @@ from pyrovae.batch import Batch
 from pyrovae.evaluate.coordinates import Coordinates
 from pyrovae.evaluate.estimators.estimator import Columns, Estimator
 from pyrovae.evaluate.hamiltonian import QUARTER, TARGET, Path, from_guide, from_prior, move
+from pyrovae.evaluate.recorded import How
 from pyrovae.evaluate.weights import BLOCK, reduce
 from pyrovae.models import Model
 
@@ -71,28 +72,30 @@ class AIS(Estimator):
     leapfrogs: PositiveInt = 2
     start: Literal["prior", "guide"] = "prior"
 
-    def forward(self, model: Model, batch: Batch, particles: int | None) -> Columns:
+    def forward(
+        self, model: Model, batch: Batch, particles: int | None, how: How = "auto"
+    ) -> Columns:
         chains = particles or 16
         parts = []
         for rows in batch.split(max(1, BLOCK // chains)):
             at = Coordinates(model, rows, "annealing")
-            log_w = anneal(self.path(at), self.draw(at, chains), self.schedule(at), self.leapfrogs)
+            path, u = self.path(at, how), self.draw(at, chains)
+            log_w = anneal(path, u, self.schedule(at, path), self.leapfrogs)
             found = reduce(log_w.cpu().numpy())
             parts.append(found | {"elbo": np.full(len(rows), np.nan)})
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-    def path(self, at: Coordinates) -> Path:
+    def path(self, at: Coordinates, how: How = "auto") -> Path:
         """The path of densities from the start to the joint density."""
-        return from_prior(at) if self.start == "prior" else from_guide(at)
+        return from_prior(at, how) if self.start == "prior" else from_guide(at, how)
 
     def draw(self, at: Coordinates, chains: int) -> Tensor:
         """Draws from the start, `(chains, rows, J)`."""
         return at.from_prior(chains) if self.start == "prior" else at.from_guide(chains)
 
-    def schedule(self, at: Coordinates) -> Schedule:
-        """The schedule that a pilot run finds."""
-        u = self.draw(at, CHAINS)
-        return adapted(self.path(at), u, self.temperatures, self.leapfrogs)
+    def schedule(self, at: Coordinates, path: Path) -> Schedule:
+        """The schedule that a pilot run along the path finds."""
+        return adapted(path, self.draw(at, CHAINS), self.temperatures, self.leapfrogs)
 
 
 def adapted(path: Path, u: Tensor, temperatures: int, leapfrogs: int) -> Schedule:

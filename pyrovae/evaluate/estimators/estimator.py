@@ -11,6 +11,7 @@ import numpy as np
 
 from pyrovae.batch import Batch
 from pyrovae.errors import Error
+from pyrovae.evaluate.recorded import How
 from pyrovae.evaluate.weights import Array, reduce
 from pyrovae.models import Model
 from pyrovae.part import Part
@@ -30,7 +31,9 @@ class Estimator(Part):
         """Nothing to make: an estimator has no tensors."""
 
     @abstractmethod
-    def forward(self, model: Model, batch: Batch, particles: int | None) -> Columns:
+    def forward(
+        self, model: Model, batch: Batch, particles: int | None, how: How = "auto"
+    ) -> Columns:
         """The arrays of `LogLikelihood` for the rows of a batch, in nats.
 
         Values that are NaN or infinity are refused afterwards, by their rows.
@@ -39,6 +42,7 @@ class Estimator(Part):
             model: in evaluation mode, without gradient.
             batch: rows that it can have generated.
             particles: draws for each row; the member's own number unless given.
+            how: whether what is done again and again is compiled, as for `log_likelihood`.
         """
 
 
@@ -47,7 +51,9 @@ class Exact(Estimator):
 
     figure = "exact"
 
-    def forward(self, model: Model, batch: Batch, particles: int | None) -> Columns:
+    def forward(
+        self, model: Model, batch: Batch, particles: int | None, how: How = "auto"
+    ) -> Columns:
         if not model.exact:
             raise Error(f"log p(x) of the model '{model.kind}' is an integral: use iwae", "method")
         value = model.log_prob(batch).cpu().double().numpy()

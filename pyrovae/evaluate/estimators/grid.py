@@ -20,6 +20,7 @@ from pyrovae.batch import Batch
 from pyrovae.errors import Error
 from pyrovae.evaluate.coordinates import Coordinates
 from pyrovae.evaluate.estimators.estimator import Columns, Estimator
+from pyrovae.evaluate.recorded import How
 from pyrovae.evaluate.weights import BLOCK, reduce
 from pyrovae.models import Model
 
@@ -49,7 +50,9 @@ class Grid(Estimator):
     points: Annotated[int, Field(ge=10)] = 200
     figure = "quadrature"
 
-    def forward(self, model: Model, batch: Batch, particles: int | None) -> Columns:
+    def forward(
+        self, model: Model, batch: Batch, particles: int | None, how: How = "auto"
+    ) -> Columns:
         if particles is not None:
             raise Error("grid draws nothing: leave particles out, and set its points", "particles")
         entries = sum(Coordinates(model, batch[:1], "a grid").sizes)

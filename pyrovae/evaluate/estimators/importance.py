@@ -28,20 +28,15 @@ from torch import Tensor
 from pyrovae.batch import Batch
 from pyrovae.evaluate.coordinates import Coordinates
 from pyrovae.evaluate.estimators.estimator import Columns, Estimator
-from pyrovae.evaluate.weights import (
-    BLOCK,
-    Array,
-    log_weights,
-    paired_traces,
-    reduce,
-    refuse_global,
-    sums,
-)
+from pyrovae.evaluate.recorded import How, Recorded
+from pyrovae.evaluate.weights import Array, paired_traces, reduce, refuse_global, sums, weigh
 from pyrovae.models import Model
 
 Index = NDArray[np.int64]
+BLOCK = 2048
+"""Rows times particles that are drawn at a time: what a network makes of them stays in cache."""
 AT_ONCE = 256
-"""Particles of a row that are drawn at a time."""
+"""The most particles of a row that are drawn at a time."""
 PILOT = 200
 """Particles of the first pilot; each further one has four times as many."""
 MARGIN = 2
@@ -72,14 +67,17 @@ class IWAE(Estimator):
     def examples(cls) -> Iterable[Self]:
         return cls(), cls(defensive=0.2), cls(stretch=1.5), cls(tolerance=0.05, budget=1000)
 
-    def forward(self, model: Model, batch: Batch, particles: int | None) -> Columns:
+    def forward(
+        self, model: Model, batch: Batch, particles: int | None, how: How = "auto"
+    ) -> Columns:
         for trace in paired_traces(model, batch[:1], nullcontext()):
             refuse_global(trace, 1)
-        needed = self._needed(model, batch, particles)
+        weights = Recorded(lambda *block: (weigh(model, *block),), model, how)
+        needed = self._needed(weights, batch, particles)
         parts = [
             reduce(log_w)
             for k in np.unique(needed)
-            for _, log_w in self._blocks(model, batch, np.flatnonzero(needed == k), int(k))
+            for _, log_w in self._blocks(weights, batch, np.flatnonzero(needed == k), int(k))
         ]
         place = np.argsort(np.argsort(needed, kind="stable"))
         columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -91,13 +89,13 @@ class IWAE(Estimator):
         """Whether the proposal is the guide itself."""
         return self.stretch == 1 and not self.defensive
 
-    def _needed(self, model: Model, batch: Batch, particles: int | None) -> Index:
+    def _needed(self, weights: Recorded, batch: Batch, particles: int | None) -> Index:
         """The particles of each row; those of a tolerance from draws that nothing else sees."""
         if self.tolerance is None:
             return np.full(len(batch), particles or 1000)
         wanted, rows, draws = np.full(len(batch), np.inf), np.arange(len(batch)), PILOT
         while len(rows) and draws <= self.budget:
-            for place, log_w in self._blocks(model, batch, rows, draws):
+            for place, log_w in self._blocks(weights, batch, rows, draws):
                 wanted[place] = draws * np.square(sums(log_w)[2] / self.tolerance)
             rows = rows[wanted[rows] > 4 * draws]
             draws *= 4
@@ -107,19 +105,19 @@ class IWAE(Estimator):
         return np.clip(PILOT * powers, least, self.budget).astype(np.int64)
 
     def _blocks(
-        self, model: Model, batch: Batch, index: Index, particles: int
+        self, weights: Recorded, batch: Batch, index: Index, particles: int
     ) -> Iterator[tuple[Index, Array]]:
         """Places of a few rows, of those in the index, and log-weights `(particles, rows)`."""
-        draws = [len(some) for some in torch.arange(particles).split(AT_ONCE)]
+        draws = [len(some) for some in torch.arange(particles).chunk(-(-particles // AT_ONCE))]
         for place in torch.from_numpy(index).split(max(1, BLOCK // draws[0])):
-            draw = self._drawing(model, batch[place])
+            draw = self._drawing(weights, batch[place])
             yield place.numpy(), torch.cat([draw(k).cpu().double() for k in draws]).numpy()
 
-    def _drawing(self, model: Model, batch: Batch) -> Callable[[int], Tensor]:
+    def _drawing(self, weights: Recorded, batch: Batch) -> Callable[[int], Tensor]:
         """The function from a number of particles to log-weights, `(particles, rows)`."""
         if self._guided:
-            return partial(log_weights, model, batch)
-        at = Coordinates(model, batch, "a wider proposal")
+            return lambda particles: weights(batch, particles)[0]
+        at = Coordinates(weights.model, batch, "a wider proposal")
         return partial(self._widened, at, at.from_guide(AT_ONCE).mean(0))
 
     def _widened(self, at: Coordinates, mean: Tensor, particles: int) -> Tensor:

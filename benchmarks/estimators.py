@@ -5,7 +5,7 @@ posterior with 1.3 times its standard deviations, moved by 0.3 of them: log p(x)
 known. The second, with the folder of a run, evaluates the first 100 test rows of it by importance
 sampling and by annealing, in turn.
 
-    python benchmarks/evaluation.py [RUN] [--rounds 3]
+    python benchmarks/estimators.py [RUN] [--rounds 3]
 """
 
 import argparse
