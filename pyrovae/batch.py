@@ -5,7 +5,7 @@ need a new signature. A tensor, an array or a data frame is accepted wherever ro
 wrapped.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, Protocol, Self
@@ -48,22 +48,24 @@ class Batch:
             some = self.map(lambda entry: entry.index_select(0, rows.to(entry.device)))
         else:
             some = self.map(lambda entry: entry[rows])
-        return some if self.incomplete else some._known_complete()
+        return some if self.incomplete else some.known_complete()
 
     def replace(self, **entries: Tensor) -> Self:
         """The batch with other entries; what is missing in x stays missing."""
         other = replace(self, **entries)
-        return other if self.incomplete else other._known_complete()
+        return other if self.incomplete else other.known_complete()
 
     def transformed(self, function: Callable[[Tensor], Tensor]) -> Self:
         """The batch with `function(x)` for x, NaN where x is."""
-        return replace(self, x=function(self.x))._incomplete_as(self)
+        return replace(self, x=function(self.x)).incomplete_as(self)
 
-    def _incomplete_as(self, other: "Batch") -> Self:
+    def incomplete_as(self, other: "Batch") -> Self:
+        """The batch, known to miss entries of x if the other one does."""
         self.__dict__["incomplete"] = other.incomplete
         return self
 
-    def _known_complete(self) -> Self:
+    def known_complete(self) -> Self:
+        """The batch, known to miss no entry of x."""
         self.__dict__["incomplete"] = False
         return self
 
@@ -91,15 +93,18 @@ class Batch:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
         """The batch with `function` applied to every entry that is there."""
+        return type(self)(**{name: function(entry) for name, entry in self.named})
+
+    @property
+    def named(self) -> Iterator[tuple[str, Tensor]]:
+        """The entries that are there, by name."""
         entries = ((field.name, getattr(self, field.name)) for field in fields(self))
-        return type(self)(
-            **{name: function(entry) for name, entry in entries if entry is not None}
-        )
+        return ((name, entry) for name, entry in entries if entry is not None)
 
     def unsqueeze(self, dims: int) -> Self:
         """The rows with dimensions of size one behind the first, to stand against a table."""
         spread = self.map(lambda entry: entry.reshape(len(entry), *[1] * dims, *entry.shape[1:]))
-        return spread._incomplete_as(self)
+        return spread.incomplete_as(self)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Self:
         """The batch on a device; labels and index stay whole, all other entries take the dtype.
@@ -107,15 +112,26 @@ class Batch:
         Raises:
             Error: differences between rows of x that the dtype cannot hold.
         """
+        self.refuse_rounding(dtype)
+        batch = self.cast(device, dtype)
+        return replace(batch, x=batch.x.to(dtype)).incomplete_as(batch)
+
+    def cast(self, device: torch.device, dtype: torch.dtype) -> Self:
+        """As `to`, unchecked, with bytes in x left what they are."""
+
+        def placed(name: str, entry: Tensor) -> Tensor:
+            whole = name in ("labels", "index") or (name == "x" and entry.dtype == torch.uint8)
+            return entry.to(device) if whole else entry.to(device, dtype)
+
+        return replace(
+            self, **{name: placed(name, entry) for name, entry in self.named}
+        ).incomplete_as(self)
+
+    def refuse_rounding(self, dtype: torch.dtype) -> None:
+        """Refuse differences between rows that the dtype cannot hold."""
         _refuse_rounding("x", self.x, dtype)
         if self.context is not None:
             _refuse_rounding("context", self.context, dtype)
-        whole = {
-            name: entry.to(device)
-            for name in ("labels", "index")
-            if (entry := getattr(self, name)) is not None
-        }
-        return replace(self.map(lambda entry: entry.to(device, dtype)), **whole)
 
     def check(self) -> None:
         """Refuse entries that rows cannot be given; looked up for all rows at once, before a fit.
@@ -186,7 +202,11 @@ def _refuse_rounding(name: str, x: Tensor, dtype: torch.dtype) -> None:
 
 
 class Rows(Protocol):
-    """Rows that give out batches: a `Batch`, or data whose noise is new at every use."""
+    """Rows that give out batches: a `Batch`, or rows that are preprocessed or read when taken.
+
+    Rows that are too many for one batch say so, `streamed`, and give `blocks` to go through,
+    `some` of them to start at, and `shuffled(batch_size)`; see `Raw`.
+    """
 
     def __len__(self) -> int: ...
 
@@ -215,6 +235,24 @@ def as_batch(data: Any) -> Batch:
     """All rows of `as_rows(data)` in one batch."""
     rows = as_rows(data)
     return rows if isinstance(rows, Batch) else rows[:]
+
+
+def gathered(rows: Rows) -> Rows:
+    """The rows in one batch, noise drawn now, unless they are too many for that."""
+    return rows if getattr(rows, "streamed", False) else as_batch(rows)
+
+
+def in_blocks(rows: Rows) -> Iterable[Batch]:
+    """All rows in order, in one batch or, where they can be too many, in several."""
+    if isinstance(rows, Batch):
+        return (rows,)
+    return rows.blocks if hasattr(rows, "blocks") else (rows[:],)
+
+
+def beginning(rows: Rows) -> Batch:
+    """The rows that a model starts at: all, or a sample where they are too many."""
+    some: Batch = rows.some() if getattr(rows, "streamed", False) else as_batch(rows)  # type: ignore[attr-defined]
+    return some
 
 
 def _tensor(data: Any) -> Tensor:

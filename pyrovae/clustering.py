@@ -50,6 +50,7 @@ from pyrovae.models.model import require_model
 from pyrovae.part import unknown, validated
 from pyrovae.place import destination, in_mode, seeded, unchecked
 from pyrovae.report import Table
+from pyrovae.stored import Raw
 
 
 def _several(components: Any) -> tuple[int, ...]:
@@ -318,7 +319,7 @@ def _guided(model: Model, batch: Batch, draws: int) -> poutine.Trace:
         return poutine.trace(model.guide).get_trace(batch)
 
 
-def class_names(rows: Batch, classes: Sequence[str]) -> list[str] | None:
+def class_names(rows: Batch | Raw, classes: Sequence[str]) -> list[str] | None:
     """The class of each row by name, empty where it is unknown, if rows have labels.
 
     Args:

@@ -2,7 +2,8 @@
 
 The split is a function of the seed; a set with an official test part keeps it. Noise of the
 preprocessing is drawn anew at every use of a training row, and once, by the seed, for validation
-and test rows: all models are tested on the same x.
+and test rows: all models are tested on the same x. Training rows that are bytes stay bytes, and
+the rows of a large file stay there, see `stored`.
 
 What a row is given (a context, a label, a size factor) is read beside x and stays with its row.
 NaN in x is a missing entry; whether a model can do without it is for the model to say.
@@ -11,7 +12,7 @@ NaN in x is a missing entry; whether a model can do without it is for the model 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +20,7 @@ import torch
 from pydantic import Field, NonNegativeInt
 from torch import Tensor
 
-from pyrovae.batch import ENTRIES, Batch, Rows
+from pyrovae.batch import ENTRIES, Batch, Rows, in_blocks
 from pyrovae.columns import Levels
 from pyrovae.conditions import Column, Context, conditions
 from pyrovae.errors import Error
@@ -27,41 +28,10 @@ from pyrovae.models import Model, Transformed
 from pyrovae.part import validated
 from pyrovae.place import seeded
 from pyrovae.sources import Table, named, read, table
+from pyrovae.stored import CPU, InFile, Raw, in_file, is_file, prepared
 from pyrovae.transforms import Transform
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Noisy:
-    """Rows that are preprocessed anew, with new noise, whenever they are taken.
-
-    Args:
-        batch: the raw rows.
-        steps: the preprocessing, in order.
-    """
-
-    def __init__(self, batch: Batch, steps: Sequence[Transform]) -> None:
-        self.batch, self.steps = batch, steps
-
-    def __len__(self) -> int:
-        return len(self.batch)
-
-    def __getitem__(self, rows: Any) -> Batch:
-        return prepared(self.batch[rows], self.steps)
-
-    def to(self, device: torch.device, dtype: torch.dtype) -> "Noisy":
-        """The same rows on a device."""
-        return Noisy(
-            self.batch.to(device, dtype), [deepcopy(step).to(device, dtype) for step in self.steps]
-        )
-
-
-def prepared(batch: Batch, steps: Sequence[Transform]) -> Batch:
-    """The batch after the steps, noise drawn now."""
-    x = batch.x
-    for step in steps:
-        x = step(x)
-    return batch.replace(x=x)
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +42,7 @@ class Data:
         name: of the set.
         train: rows to fit; noisy where the preprocessing is.
         validation: rows for early stopping and choices; `None` where the fraction is 0.
-        test: rows that nothing is fitted or chosen on.
+        test: rows that nothing is fitted or chosen on; both are a `Batch`, or rows in a file.
         columns: their names, for tables.
         quantised: whether all values are whole, for which a density would be without bound.
         transforms: the invertible steps, which go into the model.
@@ -84,8 +54,8 @@ class Data:
 
     name: str
     train: Rows
-    validation: Batch | None
-    test: Batch
+    validation: Batch | Raw | None
+    test: Batch | Raw
     columns: tuple[str, ...]
     quantised: bool
     transforms: tuple[Transform, ...]
@@ -96,12 +66,13 @@ class Data:
     @property
     def event(self) -> tuple[int, ...]:
         """The shape of one row."""
-        return tuple(self.test.x.shape[1:])
+        return tuple(self.test[:1].x.shape[1:])
 
     @property
     def context(self) -> tuple[int, ...] | None:
         """The shape of the context of one row, `None` without a context."""
-        return None if self.test.context is None else tuple(self.test.context.shape[1:])
+        context = self.test[:1].context
+        return None if context is None else tuple(context.shape[1:])
 
     @property
     def declares(self) -> dict[str, Any]:
@@ -173,6 +144,10 @@ def load(
     NaN in x is a missing entry, for models with `missing = true`. In the sets of scikit-learn and
     mnist the class of a row is a column beside x, called "target".
 
+    The rows of an npy file from 1 GiB on, and of a `numpy.memmap` of any size, stay in the file.
+    They are looked at once, block by block, and read where they are used; validation and test
+    rows to which random noise is added are held in memory.
+
     Args:
         data: an array, a tensor or a data frame, shape `(rows, *x)`, or a name or path as below.
         name: `digits` (unless something else is given), `wine`, `breast-cancer`, `iris` or
@@ -208,48 +183,81 @@ def load(
     source = _source(data, name, path)
     given = conditions(source, context, labels, offset, categories)
     chosen = source.choose(columns, categories, given.columns)
-    x = torch.as_tensor(chosen.x)
-    x = x.flatten(1) if flatten else x
+    whole = _all_rows(chosen.x, given.entries, flatten)
+    x = whole[:1].x
     if not x.numel():
-        what = "no column" if len(x) else "no row"
+        what = "no column" if len(whole) else "no row"
         raise Error(f"'{source.name}' has {what}", "data")
-    _refuse_infinite(x, source.name)
-    train, held_out, tested = _split(len(x), source.official, validation, test, seed)
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    if isinstance(whole, Batch):
+        _refuse_infinite(_infinite(whole.x), source.name)
+    parts = _split(len(whole), source.official, validation, test, seed)
     noise = [deepcopy(step) for step in transforms if not step.invertible]
     if any(step.invertible for step in transforms[: len(noise)]):
         raise Error(
             "noise comes before invertible transforms: put binarize and dequantize first",
             "data.transforms",
         )
-    place = (torch.device("cpu"), torch.float64 if x.dtype == torch.float64 else torch.float32)
-    parts = (Batch(x, **given.entries)[part].to(*place) for part in (train, held_out, tested))
-    rows, *others = parts
-    _refuse_empty(rows.x, source.name, chosen.columns)
+    digest = hashlib.blake2b(digest_size=8)
+    if isinstance(whole, InFile):
+        whole = _surveyed(whole, parts, dtype, source.name, digest)
+        rows, *others = (Raw(whole.part(part), dtype=dtype) for part in parts)
+    else:
+        rows, *others = (Raw(whole[part]).to(CPU, dtype) for part in parts)
+        _refuse_empty(rows.source[:].x.isnan().all(0), source.name, chosen.columns)
     with seeded(seed):
         for index, step in enumerate(noise):
-            step.setup(tuple(rows.x.shape[1:]))
-            step.to(*place)
-            step.start(prepared(rows, noise[:index]).filled().x)
+            step.setup(tuple(x.shape[1:]))
+            step.to(CPU, dtype)
+            for block in rows.blocks:
+                step.start(prepared(block, noise[:index], dtype).filled().x)
     with seeded(seed):
-        judged = [prepared(part, noise) for part in others]
+        held_out, tested = (_once(part, noise) for part in others)
+    if isinstance(whole, Batch):
+        _digest(digest, rows, held_out, tested)
     return Data(
         name=source.name,
-        train=Noisy(rows, noise) if any(step.random for step in noise) else prepared(rows, noise),
-        validation=judged[0] if len(held_out) else None,
-        test=judged[1],
+        train=_train(rows, noise),
+        validation=held_out if len(held_out) else None,
+        test=tested,
         columns=chosen.columns,
-        quantised=_whole(judged[1].x),
+        quantised=all(_whole(block.x) for block in in_blocks(tested)),
         transforms=tuple(step for step in transforms if step.invertible),
-        fingerprint=_fingerprint(rows, *judged),
+        fingerprint=digest.hexdigest(),
         classes=given.classes,
         levels={**given.levels, **chosen.levels},
     )
 
 
+def _all_rows(x: Any, given: Mapping[str, Tensor], flatten: bool) -> Batch | InFile:
+    if is_file(x):
+        return in_file(x, flatten, **given)
+    x = torch.as_tensor(x)
+    return Batch(x.flatten(1) if flatten else x, **given)
+
+
+def _once(rows: Raw, noise: Sequence[Transform]) -> Batch | Raw:
+    """The rows with noise drawn once, now; those of a file stay there where it is not random."""
+    if rows.streamed and not any(step.random for step in noise):
+        return Raw(rows.source, noise, dtype=rows.dtype)
+    return prepared(rows[:], noise, rows.dtype)
+
+
+def _train(rows: Raw, noise: Sequence[Transform]) -> Batch | Raw:
+    """The rows with noise that is drawn at every use; bytes stay bytes where it is not random."""
+    if any(step.random for step in noise):
+        return Raw(rows.source, noise, dtype=rows.dtype)
+    once = _once(rows, noise)
+    if isinstance(once, Batch) and rows.source[:1].x.dtype == torch.uint8:
+        as_bytes = once.replace(x=once.x.to(torch.uint8))
+        return Raw(as_bytes, dtype=rows.dtype) if (as_bytes.x == once.x).all() else once
+    return once
+
+
 def _whole(x: Tensor) -> bool:
     """Whether all values are whole, where the precision leaves room for others."""
-    x = x[~x.isnan()]
-    return bool((x == x.round()).all() and (x.abs() < 2**20).all())
+    missing = x.isnan()
+    return bool(((x == x.round()) & (x.abs() < 2**20) | missing).all())
 
 
 def _source(data: Any, name: str | None, path: str | None) -> Table:
@@ -283,32 +291,66 @@ def _split(
     return train, held_out, tested
 
 
-def _refuse_infinite(x: Tensor, name: str) -> None:
-    if x.is_floating_point() and len(bad := torch.nonzero(x.flatten(1).isinf().any(-1))):
+def _infinite(x: Tensor) -> Tensor:
+    """Whether a row holds infinite values, shape `(rows,)`."""
+    return x.flatten(1).isinf().any(-1)
+
+
+def _refuse_infinite(infinite: Tensor, name: str) -> None:
+    if len(bad := torch.nonzero(infinite)):
         raise Error(
-            f"{len(bad)} of {len(x)} rows of '{name}' hold infinite values, "
+            f"{len(bad)} of {len(infinite)} rows of '{name}' hold infinite values, "
             f"first row {bad[0].item()}",
             "data",
         )
 
 
-def _refuse_empty(x: Tensor, name: str, columns: tuple[str, ...]) -> None:
+def _refuse_empty(empty: Tensor, name: str, columns: tuple[str, ...] = ()) -> None:
     """Refuse entries that are missing in all training rows, of which nothing can be learnt."""
-    if not len(empty := torch.nonzero(x.isnan().all(0))):
+    if not empty.any():
         return
-    place = empty[0].tolist()
-    if x.ndim == 2:
+    place = torch.nonzero(empty)[0].tolist()
+    if empty.ndim == 1:
         what = f"column '{columns[place[0]] if columns else place[0] + 1}'"
     else:
         what = f"the entry {place}"
     raise Error(f"{what} of '{name}' is missing in every training row: leave it out", "data")
 
 
-def _fingerprint(*batches: Batch) -> str:
-    digest = hashlib.blake2b(digest_size=8)
+def _surveyed(
+    whole: InFile, parts: Sequence[Tensor], dtype: torch.dtype, name: str, digest: Any
+) -> InFile:
+    """The rows of a file after all were looked at: refused, fingerprinted, known to be complete.
+
+    Raises:
+        Error: infinite values; entries that are missing in every training row.
+    """
+    blocks = Raw(replace(whole, complete=True), dtype=dtype).blocks
+    train, infinite = torch.zeros(2, len(whole), dtype=torch.bool)
+    train[parts[0]] = True
+    empty, complete = torch.ones(whole[:1].x.shape[1:], dtype=torch.bool), True
+    masks = (mask.split(blocks.size) for mask in (train, infinite))
+    for block, ours, bad in zip(blocks, *masks, strict=True):
+        x = block.x
+        if not all(end.isfinite() for end in x.aminmax()):
+            complete = False
+            bad.copy_(_infinite(x))
+            empty &= x[ours].isnan().all(0)
+        elif ours.any():
+            empty.fill_(False)
+        digest.update(x.numpy())
+    _refuse_infinite(infinite, name)
+    _refuse_empty(empty, name)
+    for entry in (*whole.given.values(), *parts):
+        digest.update(entry.numpy().tobytes())
+    return replace(whole, complete=complete)
+
+
+def _digest(digest: Any, *parts: Batch | Raw) -> None:
+    """Add all values of rows in memory, entry by entry, as they are told by the fingerprint."""
     for name in ENTRIES:
-        for batch in batches:
-            if (entry := getattr(batch, name)) is not None:
+        for rows in parts:
+            if getattr(rows[:1], name) is not None:
                 digest.update(b"" if name == "x" else name.encode())
-                digest.update(entry.contiguous().numpy().tobytes())
-    return digest.hexdigest()
+                for block in in_blocks(rows):
+                    digest.update(getattr(block, name).contiguous().numpy().tobytes())

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from pyrovae.batch import Batch, Rows, as_batch, as_rows
+from pyrovae.batch import Batch, Rows, beginning, gathered, in_blocks
 from pyrovae.compile import Recorded, recorded
 from pyrovae.data import Data
 from pyrovae.errors import Error
@@ -31,6 +31,7 @@ from pyrovae.part import validated
 from pyrovae.place import Place, destination, seeded
 from pyrovae.precision import HalfPrecision
 from pyrovae.progress import Bar, progress_bar
+from pyrovae.stored import kept
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -160,10 +161,10 @@ def fit(
     place = destination(model, device, dtype or (None if method == "svi" else "float64"))
     with seeded(seed), progress_bar(model.kind, progress) as bar:
         rows = rows_on(train, "train", place)
-        everything = as_batch(rows)
+        everything = gathered(rows)
         held_out = None
         if validation is not None:
-            held_out = as_batch(rows_on(validation, "validation", place))
+            held_out = gathered(rows_on(validation, "validation", place))
         refuse(model, everything, held_out, method, batch_size, patience)
         elbo = objective.build(model.enumerates)
         elbo = HalfPrecision(elbo) if autocast else elbo
@@ -172,7 +173,8 @@ def fit(
             history = _fit_em(model, everything, held_out, bar, epochs, tolerance, restarts, start)
         else:
             if start:
-                model.start(everything)
+                model.start(beginning(everything))
+            del everything
             bar.begin(epochs * len(rows))
             if method == "svi":
                 batch_size = batch_size or min(128, len(rows))
@@ -201,7 +203,7 @@ def fit(
 
 
 def run_epochs(
-    model: Model, passes: Iterator[Epoch], held_out: Batch | None, bar: Bar, patience: int | None
+    model: Model, passes: Iterator[Epoch], held_out: Rows | None, bar: Bar, patience: int | None
 ) -> History:
     """Run the epochs, and end at the weights that were best on validation rows, if there are."""
     seen: list[Epoch] = []
@@ -230,8 +232,8 @@ def _rank(epoch: Epoch) -> tuple[float, int]:
 
 def _fit_em(
     model: Model,
-    batch: Batch,
-    held_out: Batch | None,
+    rows: Rows,
+    held_out: Rows | None,
     bar: Bar,
     epochs: int,
     tolerance: float,
@@ -242,17 +244,18 @@ def _fit_em(
     runs = model
     if start:
         runs = model.beside(restarts)
-        runs.start(batch)
+        runs.start(beginning(rows))
         model.choose(runs, 0)
-    bar.begin(epochs * len(batch))
-    passes = em(model, batch, epochs=epochs, tolerance=tolerance, runs=runs, advance=bar.advance)
+    bar.begin(epochs * len(rows))
+    batches = rows if isinstance(rows, Batch) else in_blocks(rows)
+    passes = em(model, batches, epochs=epochs, tolerance=tolerance, runs=runs, advance=bar.advance)
     seen = list(_judged(passes, model, held_out, bar, []))
     stopped = "converged" if len(seen) < epochs else "finished"
     return History(tuple(seen), seen[-1].index, stopped, 0.0)
 
 
 def _judged(
-    passes: Iterator[Epoch], model: Model, held_out: Batch | None, bar: Bar, seen: list[Epoch]
+    passes: Iterator[Epoch], model: Model, held_out: Rows | None, bar: Bar, seen: list[Epoch]
 ) -> Iterator[Epoch]:
     """The epochs with the bound on validation rows, kept in `seen`."""
     try:
@@ -267,17 +270,17 @@ def _judged(
 
 
 def rows_on(data: Any, name: str, place: Place) -> Rows:
-    """`as_rows` at a place, with the name of the rows in the error."""
+    """The rows at a place, with the name of the rows in the error."""
     try:
-        return as_rows(data).to(*place)
+        return kept(data, place[0]).to(*place)
     except Error as error:
         raise error.under(name) from None
 
 
 def refuse(
     model: Model,
-    train: Batch,
-    validation: Batch | None,
+    train: Rows,
+    validation: Rows | None,
     method: str,
     batch_size: int | None,
     patience: int | None,
@@ -289,9 +292,9 @@ def refuse(
             has not, early stopping without validation rows.
     """
     model.refuse_training(method)
-    for name, batch in (("train", train), ("validation", validation)):
-        if batch is not None:
-            check_rows(model, batch, name)
+    for name, rows in (("train", train), ("validation", validation)):
+        if rows is not None:
+            check_rows(model, rows, name)
     if method != "svi":
         model.expect(train[:1].to(*destination(model)))
     if method != "em" and batch_size and len(train) < batch_size:
@@ -311,9 +314,13 @@ def refuse(
         )
 
 
-def check_rows(model: Model, batch: Batch, name: str) -> None:
-    """`model.check`, with the name of the rows in the error."""
-    try:
-        model.check(batch)
-    except Error as error:
-        raise error.under(name) from None
+def check_rows(model: Model, rows: Rows, name: str) -> None:
+    """`model.check`, with the name of the rows in the error, and where the block begins."""
+    first = 0
+    for batch in in_blocks(rows):
+        try:
+            model.check(batch)
+        except Error as error:
+            block = "" if len(batch) == len(rows) else f"[{first}:{first + len(batch)}]"
+            raise error.under(f"{name}{block}") from None
+        first += len(batch)

@@ -1,4 +1,4 @@
-"""Inference: two generators of epochs, over rows held in memory.
+"""Inference: two generators of epochs, over rows in memory or in a file.
 
 `svi` maximises a bound by stochastic gradient steps on mini-batches, with Pyro's traces and
 estimators (Black Box Variational Inference, Ranganath, Gerrish & Blei, 2014,
@@ -283,6 +283,8 @@ def _quiet() -> Iterator[None]:
 
 
 def _batches(rows: Rows, batch_size: int) -> Iterator[Batch]:
+    if getattr(rows, "streamed", False):
+        return rows.shuffled(batch_size)  # type: ignore[attr-defined]
     return (
         rows[index].replace(index=index) for index in torch.randperm(len(rows)).split(batch_size)
     )

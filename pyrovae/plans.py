@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pyrovae.batch import as_batch
+from pyrovae.batch import gathered
 from pyrovae.data import Data
 from pyrovae.errors import Error
 from pyrovae.evaluate import select
@@ -67,7 +67,7 @@ class Plan:
         try:
             with seeded(settings["seed"]):
                 destination(model, settings["device"])
-                model, train = self.data.wrap(model), as_batch(self.data.train)
+                model, train = self.data.wrap(model), gathered(self.data.train)
                 method, size = settings["method"] or model.method, settings["batch_size"]
                 refuse(model, train, self.data.validation, method, size, settings["patience"])
                 check_rows(model, self.data.test, "test")

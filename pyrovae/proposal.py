@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrovae.batch import as_batch
+from pyrovae.batch import as_rows, beginning
 from pyrovae.data import Data
 from pyrovae.errors import Error
 from pyrovae.families import Columns
@@ -79,7 +79,8 @@ def propose(data: Any) -> Proposal:
 
     Args:
         data: the `Data` that `load` gives, which can have words; or all rows, a data frame, an
-            array or a tensor, shape `(rows, columns)`, NaN where an entry is missing.
+            array or a tensor, shape `(rows, columns)`, NaN where an entry is missing. Of rows
+            that stay in a file a sample is looked at.
 
     Raises:
         Error: rows that are no table.
@@ -94,7 +95,7 @@ def propose(data: Any) -> Proposal:
     """
     levels = data.levels if isinstance(data, Data) else {}
     parts = (data.train, data.validation, data.test) if isinstance(data, Data) else (data,)
-    train, *others = (as_batch(part).x.double() for part in parts if part is not None)
+    train, *others = (beginning(as_rows(part)).x.double() for part in parts if part is not None)
     if train.ndim != 2:
         raise Error(f"a table has rows of numbers, these have the shape {tuple(train.shape[1:])}")
     names = tuple(map(str, getattr(data, "columns", ()))) or _numbered(train.shape[1])

@@ -24,7 +24,7 @@ from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyrovae.batch import Batch, Rows, as_batch
+from pyrovae.batch import Batch, Rows, beginning, gathered
 from pyrovae.data import Data
 from pyrovae.errors import Error
 from pyrovae.fitting import refuse, rows_on, run_epochs
@@ -79,11 +79,11 @@ def refit_prior(
     place = destination(model)
     with seeded(seed), progress_bar("prior", progress) as bar:
         rows = rows_on(train, "train", place)
-        everything, held_out = as_batch(rows), None
+        everything, held_out = gathered(rows), None
         if validation is not None:
-            held_out = as_batch(rows_on(validation, "validation", place))
+            held_out = gathered(rows_on(validation, "validation", place))
         refuse(model, everything, held_out, "svi", batch_size, patience)
-        new = _exchanged(model, prior, everything)
+        new = _exchanged(model, prior, beginning(everything))
         bar.begin(epochs * len(rows))
         size = batch_size or min(128, len(rows))
         passes = _passes(new, rows, epochs, size, learning_rate, bar.advance)
@@ -99,7 +99,7 @@ def _prior_of(model: Model) -> tuple[str, Prior]:
     raise Error(f"the model '{model.kind}' has no prior to exchange", "model")
 
 
-def _exchanged(model: Model, prior: Any, everything: Batch) -> Model:
+def _exchanged(model: Model, prior: Any, rows: Batch) -> Model:
     """A copy of a model with another prior, which has started at the rows."""
     name, _ = _prior_of(model)
     *path, field = name.split(".")
@@ -108,7 +108,7 @@ def _exchanged(model: Model, prior: Any, everything: Batch) -> Model:
     new = Model.from_spec(table).to(*destination(model))
     kept = {k: v for k, v in model.state_dict().items() if not k.startswith(f"{name}.")}
     new.load_state_dict(kept, strict=False)  # before the start too: an encoder sees embeddings
-    new.start(everything)
+    new.start(rows)
     new.load_state_dict(kept, strict=False)
     return new
 

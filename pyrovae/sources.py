@@ -20,7 +20,10 @@ import numpy as np
 from pyrovae.columns import Cells, Levels, array, coded, numbers, values
 from pyrovae.errors import Error
 from pyrovae.part import unknown
+from pyrovae.stored import is_file
 
+MAPPED = 2**30
+"""Bytes from which on the rows of an npy file stay in the file."""
 R = TypeVar("R")
 _IDX = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 
@@ -31,7 +34,8 @@ class Table:
 
     Args:
         name: of the set.
-        x: the rows, shape `(rows, *event)`; cells of any kind until columns are chosen.
+        x: the rows, shape `(rows, *event)`; cells of any kind until columns are chosen; the map
+            of a file whose rows stay there.
         columns: their names, empty where there are none.
         official: how many of the last rows are the official test set, 0 where there is none.
         others: columns beside x, such as the class of each row, which are read when asked for.
@@ -119,6 +123,8 @@ def table(data: Any, name: str = "array") -> Table:
     Raises:
         Error: values that are not numbers.
     """
+    if is_file(data):
+        return Table(name, data)
     columns = tuple(map(str, data.columns)) if hasattr(data, "columns") else ()
     try:
         x = array(data)
@@ -248,6 +254,10 @@ def _openml() -> Table:
 
 
 def _npy(path: Path) -> Table:
+    with path.open("rb") as file:
+        plain = file.read(6) == b"\x93NUMPY"
+    if plain and path.stat().st_size >= MAPPED:
+        return table(np.load(path, mmap_mode="r", allow_pickle=False), path.name)
     return table(np.load(io.BytesIO(_bytes(path)), allow_pickle=False), path.name)
 
 

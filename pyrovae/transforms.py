@@ -16,6 +16,7 @@ An *invertible* step is a `torch.distributions` transform T and belongs to the m
 from abc import abstractmethod
 from typing import Annotated, ClassVar
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -43,11 +44,19 @@ class Transform(Part):
         """Make the tensors for rows of the shape `event`."""
 
     def start(self, x: Tensor) -> None:
-        """Take from all training rows, complete, `(rows, *event)`, what the step needs to know."""
+        """Take from all training rows, complete, `(rows, *event)`, what the step needs to know.
+
+        Noise is shown rows that are kept as bytes or in a file block by block, one call for each.
+        """
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
         """The rows after the step, shape `(..., *event)`; noise is drawn anew at each call."""
+
+    def of_bytes(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """The rows after the step, from rows of bytes; a member can know a faster way."""
+        after: Tensor = self(x.to(dtype))
+        return after
 
     def bijection(self) -> Bijection:
         """The step as an invertible map with a log-Jacobian."""
@@ -100,16 +109,34 @@ class Binarize(Transform):
         return self.stochastic
 
     def setup(self, event: tuple[int, ...]) -> None:
-        self.largest = nn.Buffer(torch.ones(()))
+        self.largest = nn.Buffer(torch.zeros(()))
 
     def start(self, x: Tensor) -> None:
         if x.min() < 0:
             raise Error(f"binarize takes intensities from 0, got {x.min():g}")
-        self.largest.copy_(x.max() if x.any() else torch.ones(()))
+        self.largest.copy_(torch.maximum(self.largest, x.max()))
 
     def forward(self, x: Tensor) -> Tensor:
         level = torch.rand_like(x) if self.stochastic else self.threshold
-        return torch.where(x.isnan(), x, (x > level * self.largest).to(x.dtype))
+        largest = torch.where(self.largest > 0, self.largest, 1.0)
+        return torch.where(x.isnan(), x, (x > level * largest).to(x.dtype))
+
+    def of_bytes(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        if self.stochastic and x.device.type == "cpu" and self.largest == 255:
+            return (x > _levels(x.numel()).view(x.shape)).view(torch.uint8).to(dtype)
+        return super().of_bytes(x, dtype)
+
+
+def _levels(count: int) -> Tensor:
+    """Bytes from 0 to 254, all equally likely: k exceeds one with the probability k / 255.
+
+    Random bits come by the word, and a byte of 255 is drawn again.
+    """
+    words = torch.empty(-(-count // 8), dtype=torch.int64).random_(-(2**63), None)
+    levels = words.view(torch.uint8)[:count]
+    if len(again := np.flatnonzero(levels.numpy() == 255)):
+        levels.numpy()[again] = _levels(len(again)).numpy()
+    return levels
 
 
 class Dequantize(Transform):

@@ -12,7 +12,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     ("errors", "files", "place", "plots", "products", "progress", "versions"),
     ("part", "batch", "named", "distributions"),
-    ("transforms", "networks", "refinements"),
+    ("transforms", "stored", "networks", "refinements"),
     ("families",),
     ("priors",),
     ("models",),

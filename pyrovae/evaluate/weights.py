@@ -34,7 +34,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyrovae.batch import Batch, as_batch
+from pyrovae.batch import Batch, as_batch, as_rows, in_blocks
 from pyrovae.errors import Error
 from pyrovae.models import Model
 from pyrovae.models.model import observed, require_model, require_positive
@@ -64,7 +64,7 @@ def evaluating(
 
 def checked(model: Model, data: Any, place: Place, rows: int | None = None) -> Batch:
     """The first rows of the data, at a place; refused if the model cannot have generated them."""
-    batch = as_batch(data)[:rows].to(*place)
+    batch = as_rows(data)[:rows].to(*place)
     model.check(batch)
     return batch
 
@@ -295,9 +295,13 @@ def _guided(
 def bound(model: Model, data: Any, seed: int = 0) -> float:
     """The mean ELBO over rows, one draw each, fixed by the seed; log p(x) where it is known."""
     with torch.no_grad(), seeded(seed), in_mode(model, False):
-        batch = as_batch(data)
-        if model.exact:
-            return model.log_prob(batch).double().mean().item()
-        return sum(
-            log_weights(model, rows).double().sum().item() for rows in batch.split(BLOCK)
-        ) / len(batch)
+        rows = as_rows(data)
+        parts = (part for block in in_blocks(rows) for part in _parts(model, block))
+        return sum(part.double().sum().item() for part in parts) / len(rows)
+
+
+def _parts(model: Model, batch: Batch) -> Iterator[Tensor]:
+    """For each row a bound, or log p(x) where it is known, some rows at a time."""
+    if model.exact:
+        return iter((model.log_prob(batch),))
+    return (log_weights(model, rows) for rows in batch.split(BLOCK))
