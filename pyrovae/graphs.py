@@ -20,6 +20,7 @@ import copy
 import sys
 import traceback
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -28,17 +29,19 @@ from typing import Any
 
 import pyro.util
 import torch
-import torch._inductor
 from pyro.infer.util import Dice
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
 from pyrovae.errors import brief
+from pyrovae.place import RandomState
 from pyrovae.products import routed
 
 TORCH = Path(torch.__file__).parent
 ISNAN = pyro.util.torch_isnan
+CALLS = 100
+"""About as many calls of a Pyro program as recording and comparing cost."""
 aten = torch.ops.aten
 
 
@@ -68,6 +71,8 @@ class Graph:
     def compiled(self, *arguments: Tensor) -> "Graph":
         """The graph compiled by Inductor, with torch's random numbers in place of Inductor's."""
         with warnings.catch_warnings(action="ignore"):
+            import torch._inductor  # takes as long as torch itself, and few fits compile
+
             call = torch._inductor.compile(
                 fx.GraphModule({}, routed(_with_coins_of_torch(copy.deepcopy(self.operations)))),
                 [*arguments, *self.read],
@@ -102,6 +107,45 @@ def record(function: Callable[..., Any], *arguments: Tensor) -> Graph:
     module.graph.eliminate_dead_code()
     module.recompile()
     return Graph(module.forward, read, module.graph)
+
+
+class Replayed:
+    """A function of tensors that is recorded once it has been called often enough to gain by it.
+
+    It is called as it is where it cannot be recorded, or gives other numbers when recorded.
+
+    Args:
+        function: returns tensors in a tuple, and changes nothing but the random state.
+    """
+
+    def __init__(self, function: Callable[..., Sequence[Tensor]]) -> None:
+        self.function = function
+        self.calls: Counter[Any] = Counter()
+        self.graphs: dict[Any, Callable[..., Sequence[Tensor]]] = {}
+
+    def __call__(self, *arguments: Tensor) -> Sequence[Tensor]:
+        kind = tuple((a.shape, a.dtype, a.device) for a in arguments)
+        self.calls[kind] += 1
+        if self.calls[kind] == CALLS:
+            self.graphs[kind] = self._fastest(arguments)
+        return self.graphs.get(kind, self.function)(*arguments)
+
+    def _fastest(self, arguments: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]]:
+        """The graph, if there is one and it gives the numbers of the function."""
+        state = RandomState()
+        try:
+            graph = record(self.function, *arguments)
+            state.restore()
+            found = graph(*arguments)
+        except RecordingError:
+            return self.function
+        finally:
+            state.restore()
+        wanted = self.function(*arguments)
+        state.restore()
+        pairs = zip(found, wanted, strict=True)
+        same = all(torch.allclose(a, b, equal_nan=True) for a, b in pairs)
+        return graph if same else self.function
 
 
 def _with_coins_of_torch(graph: fx.Graph) -> fx.Graph:

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.evaluate.coordinates import Coordinates
+from pyrovae.graphs import Replayed
 
 TARGET = 0.8
 """The share of moves that adaptation aims to have accepted."""
@@ -76,7 +77,7 @@ Path = Callable[[Tensor], Point]
 
 def from_prior(at: Coordinates) -> Path:
     """The path from the prior, p_0 = p(u), to the joint density."""
-    return lambda u: _point(u, at.log_joint)
+    return _path(at.log_joint)
 
 
 def from_guide(at: Coordinates) -> Path:
@@ -86,22 +87,27 @@ def from_guide(at: Coordinates) -> Path:
         log_q = at.log_guide(u)
         return log_q, at.log_f(u) - log_q
 
-    return lambda u: _point(u, densities)
+    return _path(densities)
 
 
-def _point(u: Tensor, densities: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Point:
+def _path(densities: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Path:
     """The densities at u with their gradients; what is not a number has the density 0."""
-    with torch.enable_grad():
-        u = u.detach().requires_grad_()
-        values = densities(u)
-        slopes = [
-            torch.autograd.grad(value.sum(), u, retain_graph=True)[0]
-            if value.requires_grad
-            else torch.zeros_like(u)
-            for value in values
-        ]
-    start, change = (torch.where(value.isnan(), -torch.inf, value.detach()) for value in values)
-    return Point(u.detach(), start, change, *(slope.nan_to_num(0, 0, 0) for slope in slopes))
+
+    def values(u: Tensor) -> tuple[Tensor, ...]:
+        with torch.enable_grad():
+            u = u.detach().requires_grad_()
+            found = densities(u)
+            slopes = [
+                torch.autograd.grad(value.sum(), u, retain_graph=True)[0]
+                if value.requires_grad
+                else torch.zeros_like(u)
+                for value in found
+            ]
+        logs = (torch.where(value.isnan(), -torch.inf, value.detach()) for value in found)
+        return *logs, *(slope.nan_to_num(0, 0, 0) for slope in slopes)
+
+    replayed = Replayed(values)
+    return lambda u: Point(u.detach(), *replayed(u.detach()))
 
 
 def move(
