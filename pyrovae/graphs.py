@@ -29,7 +29,6 @@ from typing import Any
 
 import pyro.util
 import torch
-import torch._inductor
 from pyro.infer.util import Dice
 from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -82,6 +81,8 @@ class Graph:
     def compiled(self, *arguments: Tensor) -> "Graph":
         """The graph compiled by Inductor, with torch's random numbers in place of Inductor's."""
         with warnings.catch_warnings(action="ignore"):
+            import torch._inductor  # takes as long as torch itself, and few fits compile
+
             call = torch._inductor.compile(
                 fx.GraphModule({}, routed(_for_inductor(copy.deepcopy(self.operations)))),
                 [*arguments, *self.read],

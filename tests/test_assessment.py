@@ -11,11 +11,11 @@ import xarray
 from linear_gaussian import linear_vae
 
 from pyrovae import Mixture, SemiSupervisedVAE, assess, assessment, fit
-from pyrovae.assessment import EFFORTS, Annealed, Depth, Effort
+from pyrovae.assessment import EFFORTS, Annealed, Depth
 from pyrovae.experiment import assess_run, fit_spec
 from pyrovae.specs import parse
 
-LEAST = Effort(annealed=3, temperatures=5, draws=5, particles=50, rows=40)
+pytestmark = pytest.mark.usefixtures("little")
 QUESTIONS = {
     "likelihood",
     "annealing",
@@ -26,11 +26,6 @@ QUESTIONS = {
     "prediction",
     "samples",
 }
-
-
-@pytest.fixture(autouse=True)
-def little(monkeypatch):
-    monkeypatch.setitem(EFFORTS, "quick", LEAST)
 
 
 def test_every_depth_but_the_first_declares_its_effort():

@@ -14,7 +14,7 @@ import tomli_w
 import torch
 
 from pyrovae import load, log_likelihood, log_weights, open_run
-from pyrovae.assessment import EFFORTS, PLOTS, Effort
+from pyrovae.assessment import PLOTS
 from pyrovae.catalogue import roles
 from pyrovae.cli import main
 from pyrovae.experiment import compare_spec, fit_spec
@@ -323,9 +323,7 @@ def test_evaluate_prints_the_figure_and_records_it(name, here, ask):
     assert found["kind"] == "lower bound"
 
 
-def test_evaluate_asks_all_there_is_unless_told_otherwise(here, ask, monkeypatch):
-    least = Effort(annealed=3, temperatures=5, draws=5, particles=50, rows=40)
-    monkeypatch.setitem(EFFORTS, "quick", least)
+def test_evaluate_asks_all_there_is_unless_told_otherwise(here, ask, little):
     before = listing(here)
     code, out, err = ask("evaluate", "runs/iris")
     assert code == 0

@@ -1,32 +1,25 @@
 """README, docs and examples run as they stand, only shorter; the tables of members are current."""
 
 import re
+import runpy
 import shutil
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
+import pyro
 import pytest
 
 from pyrovae import catalogue, cli
-from pyrovae.assessment import EFFORTS, Effort
 from pyrovae.catalogue import roles
-from pyrovae.evaluate import freed
 from pyrovae.specs import parse, read_spec
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
 DOCS = sorted((ROOT / "docs").glob("*.md"))
+pytestmark = pytest.mark.usefixtures("little")
 SHORT = ["--set", "train.epochs=2", "--set", "evaluate.particles=30"]
-
-
-@pytest.fixture(autouse=True)
-def little(monkeypatch):
-    """An evaluation of few draws."""
-    least = Effort(annealed=3, temperatures=5, draws=5, particles=50, rows=40)
-    monkeypatch.setitem(EFFORTS, "quick", least)
-    monkeypatch.setattr(freed, "STEPS", 10)
 
 
 def blocks(language, text=README):
@@ -197,14 +190,14 @@ def test_the_example_comparisons_run(name, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("name", ["custom_prior", "plain_pyro"])
-def test_the_example_scripts_run(name, tmp_path):
+@pytest.mark.usefixtures("no_new_members")
+def test_the_example_scripts_run(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     code = (ROOT / "examples" / f"{name}.py").read_text()
-    (tmp_path / "script.py").write_text(re.sub(r"epochs=\d+", "epochs=2", code))
-    done = subprocess.run(
-        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert "from the best" in done.stdout
+    Path("script.py").write_text(re.sub(r"epochs=\d+", "epochs=2", code))
+    with pyro.get_param_store().scope():
+        runpy.run_path("script.py", run_name="__main__")
+    assert "from the best" in capsys.readouterr().out
 
 
 def test_a_users_prior_takes_fifteen_lines_at_most():
