@@ -29,14 +29,19 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from pyrovae.batch import Batch
 from pyrovae.errors import brief
-from pyrovae.graphs import PATIENCE, Graph, RecordingError, record
+from pyrovae.graphs import (
+    Graph,
+    RecordingError,
+    record,
+    refuse_hooks,
+    taken_apart,
+)
 from pyrovae.place import RandomState
 
 TOLERANCE, FLOOR = 1e-4, 1e-2
-LONG = 5000
-"""From how many steps on the seconds that Inductor takes are won back."""
+WORTH, LONG = 1000, 9000
+"""From how many steps on the time is won back that recording takes, and that Inductor takes."""
 Parameters = dict[str, Tensor]
 logger = logging.getLogger("pyrovae")
 
@@ -53,7 +58,7 @@ def backward(
 
 
 def recorded(
-    elbo: pyro.infer.ELBO, how: Literal["auto", True, False], steps: int
+    elbo: pyro.infer.ELBO, how: Literal["auto", True, False], steps: int, others: int = 0
 ) -> pyro.infer.ELBO:
     """The estimator, recorded and compiled where that pays.
 
@@ -63,10 +68,11 @@ def recorded(
         elbo: any of Pyro's.
         how: compiled at once, not even recorded, or `auto`, by the number of steps.
         steps: how many are planned.
+        others: how many are planned beside them with a smaller batch.
     """
-    if how == "auto":
-        return Recorded(elbo, compiles=steps >= LONG, patience=PATIENCE)
-    return Recorded(elbo, compiles=True) if how else elbo
+    if how == "auto" and steps >= WORTH:
+        return Recorded(elbo, compiles=steps >= LONG, others=others >= WORTH)
+    return Recorded(elbo, compiles=True) if how is True else elbo
 
 
 class Recorded(pyro.infer.ELBO):
@@ -76,18 +82,17 @@ class Recorded(pyro.infer.ELBO):
 
     Args:
         elbo: any of Pyro's.
-        compiles: whether the kind of batch that is recorded first is compiled by Inductor; other
-            kinds, such as an epoch's last batch, are replayed.
-        patience: how many steps of a kind are plain Pyro before it is recorded. The first one is
-            in any case: parameters can be new.
+        compiles: whether the kind of batch that is met first is compiled by Inductor; other kinds,
+            such as an epoch's last batch, are replayed.
+        others: whether other kinds are recorded at all.
         every: how many steps of a kind lie between two comparisons with plain Pyro.
     """
 
     def __init__(
-        self, elbo: pyro.infer.ELBO, compiles: bool = False, patience: int = 1, every: int = 500
+        self, elbo: pyro.infer.ELBO, compiles: bool = False, others: bool = True, every: int = 500
     ) -> None:
         super().__init__(elbo.num_particles)
-        self.elbo, self.compiles, self.patience, self.every = elbo, compiles, patience, every
+        self.elbo, self.compiles, self.others, self.every = elbo, compiles, others, every
         self.kinds: dict[Any, _Kind] = defaultdict(_Kind)
         self.modules: dict[Any, list[nn.Module]] = {}
         self.reason = ""
@@ -107,8 +112,8 @@ class Recorded(pyro.infer.ELBO):
         step = _Step(self.elbo, model, guide, args, rows, self.modules[model, guide])
         kind = self.kinds[step.kind]
         kind.met += 1
-        if kind.met > self.patience and not kind.tried:
-            kind.tried, kind.record = True, self._record(step)
+        if kind.met == 2 and (self.others or len(self.kinds) == 1):  # at first parameters are new
+            kind.record = self._record(step)
         elif kind.record and kind.met % self.every == 0:
             kind.record = self._kept(kind.record, step)
         return kind.record(step.tensors) if kind.record else step.plain()
@@ -177,7 +182,6 @@ class _Kind:
     """What became of steps of one kind: how many there were, and how they are taken."""
 
     met: int = 0
-    tried: bool = False
     record: "_Record | None" = None
 
 
@@ -196,27 +200,18 @@ class _Step:
         return backward(self.elbo, self.model, self.guide, *self.args, rows=self.rows)
 
     @cached_property
-    def entries(self) -> list[Any]:
-        """The arguments, batches taken apart."""
-        return [
-            entry
-            for value in self.args
-            for entry in (value.parts if isinstance(value, Batch) else (value,))
-        ]
+    def parts(self) -> tuple[list[Tensor], Any]:
+        return taken_apart(self.args)
 
     @property
     def tensors(self) -> list[Tensor]:
-        return [entry for entry in self.entries if isinstance(entry, Tensor)]
+        return self.parts[0]
 
     @property
     def kind(self) -> Any:
         """What the list of operations can depend on, the values of tensors aside."""
-        entries = tuple(
-            (entry.shape, entry.dtype, entry.device) if isinstance(entry, Tensor) else entry
-            for entry in self.entries
-        )
-        modes = tuple(module.training for module in self.modules)
-        return self.model, self.guide, self.rows, entries, modes
+        modes = tuple([module.training for module in self.modules])
+        return self.model, self.guide, self.rows, self.parts[1], modes
 
 
 @dataclass(frozen=True, eq=False)
@@ -264,8 +259,7 @@ class _Record:
 
 def _replay(step: _Step) -> _Record:
     """Take the step once for its parameters and buffers and once for its operations; go back."""
-    if any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in step.modules):
-        raise RecordingError("modules have hooks, which a recorded step would not call")
+    refuse_hooks(step.modules)
     moment = _Moment([b for module in step.modules for b in module.buffers(recurse=False)])
     loss, parameters = step.plain()
     buffers = moment.changed()

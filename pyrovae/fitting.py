@@ -126,9 +126,10 @@ def fit(
         learning_rate: of SVI's optimiser, Adam.
         patience: SVI stops after this many epochs without a higher validation bound.
         objective: the bound that SVI maximises.
-        compile: whether SVI's steps are recorded and compiled. With `auto` they are recorded, and
-            compiled where many are planned; nothing but speed depends on that, apart from
-            rounding once they are compiled. What cannot be recorded runs as plain Pyro.
+        compile: whether SVI's steps are recorded and compiled. With `auto` they are recorded
+            where a thousand are planned, and compiled where nine thousand are; nothing but speed
+            depends on that, apart from rounding once they are compiled. What cannot be recorded
+            runs as plain Pyro.
         autocast: whether networks multiply in bfloat16 during SVI, which is faster where the
             processor has units for it; weights, densities and all evaluation keep their precision.
         tolerance: EM stops when an iteration gains less, in nats per row.
@@ -178,7 +179,7 @@ def fit(
             bar.begin(epochs * len(rows))
             if method == "svi":
                 batch_size = batch_size or min(128, len(rows))
-                elbo = recorded(elbo, compile, steps=epochs * (len(rows) // batch_size))
+                elbo = recorded(elbo, compile, epochs * (len(rows) // batch_size), others=epochs)
                 passes = svi(
                     model,
                     rows,

@@ -135,7 +135,7 @@ def taken_apart(arguments: Iterable[Any]) -> tuple[list[Tensor], Any]:
 def refuse_hooks(modules: Iterable[nn.Module]) -> None:
     """Refuse modules with hooks, which are Python that a graph would not call."""
     if any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in modules):
-        raise RecordingError("modules have hooks, which what is recorded would not call")
+        raise RecordingError("modules have hooks, which a recording would not call")
 
 
 def record(function: Callable[..., Any], *arguments: Tensor) -> Graph:

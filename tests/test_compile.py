@@ -4,8 +4,10 @@ import copy
 import logging
 import math
 import time
+import tomllib
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from pathlib import Path
 
 import pyro
 import pyro.distributions as dist
@@ -17,7 +19,7 @@ from torch import nn
 from torch.distributions import constraints
 
 from pyrovae import Batch, Mixture, Pair, fit, log_likelihood
-from pyrovae.compile import PATIENCE, Recorded, backward, recorded
+from pyrovae.compile import LONG, WORTH, Recorded, backward, recorded
 from pyrovae.graphs import record
 from pyrovae.inference import svi
 from pyrovae.models import Model
@@ -25,11 +27,17 @@ from pyrovae.objectives import ELBO, MarginalLikelihood, MeanFieldELBO
 from pyrovae.place import in_mode, unchecked
 from pyrovae.products import _gains, _seconds, routed
 
+EXAMPLES = Path(__file__).parent.parent / "examples"
 X = (torch.rand(40, 6, generator=torch.Generator().manual_seed(0)) > 0.4).double()
 IMAGES = X[:, :4].reshape(40, 1, 2, 2).repeat_interleave(2, 2).repeat_interleave(2, 3)
 HOLES = torch.where(torch.arange(240).reshape(40, 6) % 5 == 0, torch.nan, X)
 SMALL = {"kind": "mlp", "hidden": (5,)}
 FLOW = {"kind": "flow", "flow": "maf", "transforms": 1, "hidden": (4,)}
+
+
+@pytest.fixture(autouse=True)
+def short_fits_are_recorded(monkeypatch):
+    monkeypatch.setattr("pyrovae.compile.WORTH", 1)
 
 
 class Normed(nn.Module):
@@ -284,7 +292,7 @@ def test_a_recorded_fit_ends_at_the_weights_of_a_plain_one_to_the_bit(make):
     for how in (False, "auto"):
         torch.manual_seed(0)
         model, rows = make()
-        history = fit(model, rows, method="svi", epochs=40, batch_size=16, compile=how, seed=3)
+        history = fit(model, rows, method="svi", epochs=6, batch_size=16, compile=how, seed=3)
         assert history.compiled == ("no" if how is False else "replay")
         ends.append(weights(model))
         losses.append(torch.tensor([epoch.loss for epoch in history.epochs]))
@@ -301,7 +309,7 @@ def test_gradients_that_are_views_of_one_number_are_laid_out_as_parameters():
     for how in (False, "auto"):
         torch.manual_seed(0)
         programs = pair(model)
-        assert fit(programs, X, epochs=40, compile=how).compiled == ("replay" if how else "no")
+        assert fit(programs, X, epochs=6, compile=how).compiled == ("replay" if how else "no")
         ends.append(weights(programs))
     assert same(*ends)
 
@@ -498,7 +506,7 @@ def test_what_cannot_be_recorded_runs_as_plain_pyro_and_says_why(case, caplog):
     for how in (False, "auto"):
         torch.manual_seed(0)
         model = pair(factors_with(look), guide)
-        history = fit(model, X, epochs=20, batch_size=16, compile=how)
+        history = fit(model, X, epochs=4, batch_size=16, compile=how)
         assert history.compiled == "no"
         ends.append(weights(model))
     assert same(*ends)
@@ -515,7 +523,7 @@ def test_hooks_are_called_at_every_step():
     model, called = vae(), []
     model.encoder.register_forward_hook(lambda *_: called.append(True))
     history = fit(model, X, epochs=50, batch_size=20)
-    assert history.remark.endswith("modules have hooks, which a recorded step would not call.")
+    assert history.remark.endswith("modules have hooks, which a recording would not call.")
     assert len(called) == 100
 
 
@@ -527,20 +535,42 @@ def test_whole_numbers_as_index_are_recorded():
     assert mine.backend == "replay"
 
 
-def test_fits_too_short_to_pay_are_not_recorded():
-    history = fit(vae(), X, epochs=PATIENCE, batch_size=40)
-    assert (history.compiled, history.remark) == ("no", "")
-    history = fit(vae(), X, epochs=PATIENCE + 1, batch_size=40)
-    assert history.compiled == "replay"
+def test_fits_too_short_to_pay_are_not_recorded(monkeypatch):
+    monkeypatch.setattr("pyrovae.compile.WORTH", 12)
+    found = {}
+    for epochs in (5, 6, 12):
+        model = vae()
+        history = fit(model, X, epochs=epochs, batch_size=19)
+        found[epochs] = history.compiled, history.remark
+    assert found == {5: ("no", ""), 6: ("replay", ""), 12: ("replay", "")}
     assert fit(mixture("bernoulli"), X).compiled == "no"
 
 
-def test_auto_compiles_by_the_number_of_steps():
+@pytest.mark.parametrize(("others", "kinds"), [(False, 1), (True, 2)])
+def test_smaller_batches_are_recorded_where_enough_are_planned(others, kinds):
+    model, mine = vae(), Recorded(Trace_ELBO(), others=others)
+    for _ in svi(model, Batch(X), objective=mine, epochs=3, batch_size=19):
+        pass
+    assert len(mine._records()) == kinds
+
+
+def test_auto_decides_by_the_number_of_steps(monkeypatch):
+    monkeypatch.setattr("pyrovae.compile.WORTH", WORTH)
     elbo = Trace_ELBO()
     assert recorded(elbo, False, 10**6) is elbo
-    assert not recorded(elbo, "auto", 4999).compiles
-    assert recorded(elbo, "auto", 5000).compiles
+    assert recorded(elbo, "auto", WORTH - 1) is elbo
+    assert not recorded(elbo, "auto", WORTH).compiles
+    assert not recorded(elbo, "auto", LONG - 1, WORTH - 1).others
+    assert recorded(elbo, "auto", LONG, WORTH).compiles
+    assert recorded(elbo, "auto", LONG, WORTH).others
     assert recorded(elbo, True, 1).compiles
+
+
+def test_auto_compiles_the_example_of_images():
+    spec = tomllib.loads((EXAMPLES / "mnist.toml").read_text("utf-8"))
+    rows, train = 60_000 - round(60_000 * spec["data"]["validation"]), spec["train"]
+    steps = train["epochs"] * (rows // train["batch_size"])
+    assert recorded(Trace_ELBO(), "auto", steps).compiles
 
 
 def test_without_a_compiler_steps_are_replayed(monkeypatch):
@@ -583,7 +613,7 @@ def test_a_failure_is_found_in_the_step_where_plain_pyro_fails():
             fit(pair(growing), X.float(), learning_rate=1.0, epochs=200, compile=how)
         messages.append(str(failure.value))
     assert messages[0] == messages[1]
-    assert int(messages[0].split("epoch ")[1].split(",")[0]) > PATIENCE
+    assert int(messages[0].split("epoch ")[1].split(",")[0]) > 30
 
 
 def test_evaluation_between_epochs_does_not_disturb_a_record():

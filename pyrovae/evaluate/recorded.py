@@ -24,13 +24,18 @@ import torch
 from torch import Tensor
 
 from pyrovae.errors import brief
-from pyrovae.graphs import Graph, RecordingError, record, refuse_hooks, taken_apart
+from pyrovae.graphs import (
+    PATIENCE,
+    Graph,
+    RecordingError,
+    record,
+    refuse_hooks,
+    taken_apart,
+)
 from pyrovae.models import Model
 from pyrovae.place import RandomState
 
 How = Literal["auto", True, False]
-PATIENCE = 30
-"""Blocks of a kind in whose time it is recorded."""
 LONG = 5 * 10**9
 """Numbers of a kind in whose writing Inductor would have saved the seconds that it takes."""
 TOLERANCE = 1e-4
