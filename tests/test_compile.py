@@ -259,9 +259,10 @@ def test_a_smaller_batch_is_recorded_apart(case):
     assert len(mine._records()) == 2
 
 
-@pytest.mark.parametrize(
-    "case", ["mixture prior", "full guide", "counts", "batch norm", "missing"]
-)
+FEW = ["mixture prior", "full guide", "counts", "batch norm", "missing"]
+
+
+@pytest.mark.parametrize("case", FEW)
 def test_a_replayed_step_is_the_step_of_pyro_to_the_bit_in_float32(case):
     model, rows, elbo = prepared(case)
     model, rows = model.float(), rows.to(torch.device("cpu"), torch.float32)
@@ -679,3 +680,12 @@ def test_inductor_gives_the_steps_of_pyro(case):
         assert (mine.backend, "not compiled: " in mine.reason) == ("replay", True)
     else:
         assert (mine.backend, mine.reason) == ("inductor", "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", FEW)
+def test_inductor_gives_the_steps_of_pyro_in_float32(case):
+    model, rows, elbo = prepared(case)
+    model, rows = model.float(), rows.to(torch.device("cpu"), torch.float32)
+    mine = compare_with_pyro(model, (rows[:17], rows[17:34]), elbo, 1e-5, compiles=True)
+    assert (mine.backend, mine.reason) == ("inductor", "")

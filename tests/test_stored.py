@@ -215,6 +215,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 def test_the_memory_of_a_fit_is_not_that_of_the_file(tmp_path):
     """In MiB, of a file of 153."""
     code = PEAK.format(path=str(tmp_path / "rows.npy"))

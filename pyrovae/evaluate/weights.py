@@ -171,6 +171,7 @@ def log_density(
 def reduce(log_w: Array) -> dict[str, Array]:
     """What log-weights `(particles, rows)` say of each row: arrays of `LogLikelihood`."""
     particles, rows = log_w.shape
+    log_w = np.asfortranarray(log_w)  # all that follows goes through rows one by one
     total, ess, mcse = sums(log_w)
     return {
         "value": total - math.log(particles),
