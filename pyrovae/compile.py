@@ -16,6 +16,7 @@ weight that changes from step to step is a tensor, changed in place.
 """
 
 import logging
+import math
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -42,6 +43,8 @@ from pyrovae.place import RandomState
 TOLERANCE, FLOOR = 1e-4, 1e-2
 WORTH, LONG = 1000, 9000
 """From how many steps on the time is won back that recording takes, and that Inductor takes."""
+MANY, PYTHON = 10**10, 200_000
+"""Numbers that compiled steps have to write in all; Python takes the time of so many a step."""
 Parameters = dict[str, Tensor]
 logger = logging.getLogger("pyrovae")
 
@@ -71,8 +74,8 @@ def recorded(
         others: how many are planned beside them with a smaller batch.
     """
     if how == "auto" and steps >= WORTH:
-        return Recorded(elbo, compiles=steps >= LONG, others=others >= WORTH)
-    return Recorded(elbo, compiles=True) if how is True else elbo
+        return Recorded(elbo, steps, others >= WORTH)
+    return Recorded(elbo, math.inf) if how is True else elbo
 
 
 class Recorded(pyro.infer.ELBO):
@@ -82,17 +85,18 @@ class Recorded(pyro.infer.ELBO):
 
     Args:
         elbo: any of Pyro's.
-        compiles: whether the kind of batch that is met first is compiled by Inductor; other kinds,
-            such as an epoch's last batch, are replayed.
+        steps: how many are planned, infinity to have them compiled at any price. Where that wins
+            time the kind of batch that is met first is compiled by Inductor; other kinds, such as
+            an epoch's last batch, are replayed.
         others: whether other kinds are recorded at all.
         every: how many steps of a kind lie between two comparisons with plain Pyro.
     """
 
     def __init__(
-        self, elbo: pyro.infer.ELBO, compiles: bool = False, others: bool = True, every: int = 500
+        self, elbo: pyro.infer.ELBO, steps: float = 0, others: bool = True, every: int = 500
     ) -> None:
         super().__init__(elbo.num_particles)
-        self.elbo, self.compiles, self.others, self.every = elbo, compiles, others, every
+        self.elbo, self.steps, self.others, self.every = elbo, steps, others, every
         self.kinds: dict[Any, _Kind] = defaultdict(_Kind)
         self.modules: dict[Any, list[nn.Module]] = {}
         self.reason = ""
@@ -128,7 +132,7 @@ class Recorded(pyro.infer.ELBO):
         except RecordingError as refused:
             self._say(logging.INFO, f"Steps run as plain Pyro: {refused}.")
             return None
-        if self.compiles and not self._records():
+        if self._pays(replay) and not self._records():
             try:
                 compiled = replay.compiled(step).captured(step)
                 if not (different := _different(compiled, step)):
@@ -138,6 +142,10 @@ class Recorded(pyro.infer.ELBO):
                 why = brief(failure)
             self._say(logging.INFO, f"Steps are replayed, not compiled: {why}.")
         return self._kept(replay.captured(step), step)
+
+    def _pays(self, record: "_Record") -> bool:
+        """Whether compiled steps win back the seconds that Inductor takes, with an empty cache."""
+        return self.steps >= LONG and self.steps * (record.graph.written + PYTHON) >= MANY
 
     def _kept(self, record: "_Record", step: "_Step") -> "_Record | None":
         """The record, if it gives the numbers of plain Pyro."""

@@ -127,9 +127,9 @@ def fit(
         patience: SVI stops after this many epochs without a higher validation bound.
         objective: the bound that SVI maximises.
         compile: whether SVI's steps are recorded and compiled. With `auto` they are recorded
-            where a thousand are planned, and compiled where nine thousand are; nothing but speed
-            depends on that, apart from rounding once they are compiled. What cannot be recorded
-            runs as plain Pyro.
+            where a thousand are planned, and compiled from nine thousand on, or more of a small
+            network; nothing but speed depends on that, apart from rounding once they are compiled.
+            What cannot be recorded runs as plain Pyro.
         autocast: whether networks multiply in bfloat16 during SVI, which is faster where the
             processor has units for it; weights, densities and all evaluation keep their precision.
         tolerance: EM stops when an iteration gains less, in nats per row.

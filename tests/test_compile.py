@@ -560,18 +560,32 @@ def test_auto_decides_by_the_number_of_steps(monkeypatch):
     elbo = Trace_ELBO()
     assert recorded(elbo, False, 10**6) is elbo
     assert recorded(elbo, "auto", WORTH - 1) is elbo
-    assert not recorded(elbo, "auto", WORTH).compiles
-    assert not recorded(elbo, "auto", LONG - 1, WORTH - 1).others
-    assert recorded(elbo, "auto", LONG, WORTH).compiles
+    assert recorded(elbo, "auto", WORTH).steps == WORTH
+    assert not recorded(elbo, "auto", LONG, WORTH - 1).others
     assert recorded(elbo, "auto", LONG, WORTH).others
-    assert recorded(elbo, True, 1).compiles
+    assert recorded(elbo, True, 1).steps == math.inf
 
 
-def test_auto_compiles_the_example_of_images():
+def compiled_kinds(monkeypatch, model, x, steps):
+    """What would have been compiled by Inductor."""
+    asked = []
+    monkeypatch.setattr("pyrovae.graphs.Graph.compiled", lambda graph, *_: asked.append(graph))
+    mine = Recorded(Trace_ELBO(), steps)
+    for _ in svi(model, Batch(x), objective=mine, epochs=2, batch_size=len(x)):
+        pass
+    return len(asked)
+
+
+def test_auto_compiles_the_example_of_images_and_no_small_network(monkeypatch):
     spec = tomllib.loads((EXAMPLES / "mnist.toml").read_text("utf-8"))
     rows, train = 60_000 - round(60_000 * spec["data"]["validation"]), spec["train"]
     steps = train["epochs"] * (rows // train["batch_size"])
-    assert recorded(Trace_ELBO(), "auto", steps).compiles
+    images = torch.rand(train["batch_size"], 784).round()
+    model = Model.from_spec(spec["model"] | {"x": (784,)}).float()
+    assert compiled_kinds(monkeypatch, model, images, LONG - 1) == 0
+    assert compiled_kinds(monkeypatch, model, images, steps) == 1
+    assert compiled_kinds(monkeypatch, vae(), X, steps) == 0
+    assert compiled_kinds(monkeypatch, vae(), X, 10 * steps) == 1
 
 
 def test_without_a_compiler_steps_are_replayed(monkeypatch):
@@ -675,7 +689,7 @@ def test_inductor_gives_the_same_fit_from_the_same_noise():
 @pytest.mark.parametrize("case", CASES)
 def test_inductor_gives_the_steps_of_pyro(case):
     model, rows, elbo = prepared(case)
-    mine = compare_with_pyro(model, (rows[:17], rows[17:34]), elbo, 1e-10, compiles=True)
+    mine = compare_with_pyro(model, (rows[:17], rows[17:34]), elbo, 1e-10, steps=math.inf)
     if case == "flow guide":
         assert (mine.backend, "not compiled: " in mine.reason) == ("replay", True)
     else:
@@ -687,5 +701,5 @@ def test_inductor_gives_the_steps_of_pyro(case):
 def test_inductor_gives_the_steps_of_pyro_in_float32(case):
     model, rows, elbo = prepared(case)
     model, rows = model.float(), rows.to(torch.device("cpu"), torch.float32)
-    mine = compare_with_pyro(model, (rows[:17], rows[17:34]), elbo, 1e-5, compiles=True)
+    mine = compare_with_pyro(model, (rows[:17], rows[17:34]), elbo, 1e-5, steps=math.inf)
     assert (mine.backend, mine.reason) == ("inductor", "")
