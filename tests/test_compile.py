@@ -699,7 +699,9 @@ def test_inductor_gives_the_steps_of_pyro(case):
 @pytest.mark.slow
 @pytest.mark.parametrize("case", FEW)
 def test_inductor_gives_the_steps_of_pyro_in_float32(case):
+    """To 1e-5 where the terms of a gradient do not cancel."""
     model, rows, elbo = prepared(case)
     model, rows = model.float(), rows.to(torch.device("cpu"), torch.float32)
-    mine = compare_with_pyro(model, (rows[:17], rows[17:34]), elbo, 1e-5, steps=math.inf)
+    tolerance = {"counts": 5e-5, "batch norm": 5e-4}.get(case, 1e-5)
+    mine = compare_with_pyro(model, (rows[:17], rows[17:34]), elbo, tolerance, steps=math.inf)
     assert (mine.backend, mine.reason) == ("inductor", "")
