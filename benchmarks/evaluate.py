@@ -31,8 +31,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 from pyrovae import VAE, Batch, load, open_run
 from pyrovae.evaluate.estimators.importance import BLOCK, IWAE
-from pyrovae.evaluate.recorded import How, Recorded
+from pyrovae.evaluate.recorded import Recorded
 from pyrovae.evaluate.weights import evaluating, reduce, weigh
+from pyrovae.graphs import How
 from pyrovae.place import seeded, unchecked
 
 RENYI, EAGER = "Pyro's RenyiELBO, by image", "eager torch, 20 x 50"

@@ -8,7 +8,7 @@ wrapped.
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TypeGuard
 
 import numpy as np
 import torch
@@ -202,11 +202,7 @@ def _refuse_rounding(name: str, x: Tensor, dtype: torch.dtype) -> None:
 
 
 class Rows(Protocol):
-    """Rows that give out batches: a `Batch`, or rows that are preprocessed or read when taken.
-
-    Rows that are too many for one batch say so, `streamed`, and give `blocks` to go through,
-    `some` of them to start at, and `shuffled(batch_size)`; see `Raw`.
-    """
+    """Rows that give out batches: a `Batch`, or rows that are preprocessed or read when taken."""
 
     def __len__(self) -> int: ...
 
@@ -215,6 +211,20 @@ class Rows(Protocol):
     def to(self, device: torch.device, dtype: torch.dtype) -> "Rows":
         """The same rows on a device."""
         ...
+
+
+class ManyRows(Rows, Protocol):
+    """Rows that can be too many for one batch, and say so, `streamed`; see `Raw`."""
+
+    @property
+    def streamed(self) -> bool: ...
+
+    @property
+    def blocks(self) -> Iterable[Batch]: ...
+
+    def some(self) -> Batch: ...
+
+    def shuffled(self, batch_size: int) -> Iterator[Batch]: ...
 
 
 def as_rows(data: Any) -> Rows:
@@ -239,7 +249,7 @@ def as_batch(data: Any) -> Batch:
 
 def gathered(rows: Rows) -> Rows:
     """The rows in one batch, noise drawn now, unless they are too many for that."""
-    return rows if getattr(rows, "streamed", False) else as_batch(rows)
+    return rows if streamed(rows) else as_batch(rows)
 
 
 def in_blocks(rows: Rows) -> Iterable[Batch]:
@@ -251,8 +261,12 @@ def in_blocks(rows: Rows) -> Iterable[Batch]:
 
 def beginning(rows: Rows) -> Batch:
     """The rows that a model starts at: all, or a sample where they are too many."""
-    some: Batch = rows.some() if getattr(rows, "streamed", False) else as_batch(rows)  # type: ignore[attr-defined]
-    return some
+    return rows.some() if streamed(rows) else as_batch(rows)
+
+
+def streamed(rows: Rows) -> TypeGuard[ManyRows]:
+    """Whether the rows are too many for one batch."""
+    return getattr(rows, "streamed", False)
 
 
 def _tensor(data: Any) -> Tensor:

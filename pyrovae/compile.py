@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from pyrovae.errors import brief
 from pyrovae.graphs import (
     Graph,
+    How,
     RecordingError,
     record,
     refuse_hooks,
@@ -60,9 +61,7 @@ def backward(
     return loss.detach(), {name: site["value"].unconstrained() for name, site in sites}
 
 
-def recorded(
-    elbo: pyro.infer.ELBO, how: Literal["auto", True, False], steps: int, others: int = 0
-) -> pyro.infer.ELBO:
+def recorded(elbo: pyro.infer.ELBO, how: How, steps: int, others: int = 0) -> pyro.infer.ELBO:
     """The estimator, recorded and compiled where that pays.
 
     By the number of steps, not by the clock: the same seed is to give the same numbers.

@@ -23,6 +23,7 @@ from pyrovae.compile import Recorded, recorded
 from pyrovae.data import Data
 from pyrovae.errors import Error
 from pyrovae.evaluate.weights import bound
+from pyrovae.graphs import How
 from pyrovae.inference import Epoch, em, online_em, svi, weights
 from pyrovae.models import Model
 from pyrovae.models.model import require_model
@@ -100,7 +101,7 @@ def fit(
     learning_rate: PositiveFloat = 1e-3,
     patience: PositiveInt | None = None,
     objective: Objective = ELBO(),
-    compile: Literal["auto", True, False] = "auto",  # noqa: A002
+    compile: How = "auto",  # noqa: A002
     autocast: bool = False,
     tolerance: NonNegativeFloat = 1e-6,
     restarts: PositiveInt = 5,

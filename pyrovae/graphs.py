@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import BuiltinFunctionType, MethodDescriptorType
-from typing import Any
+from typing import Any, Literal
 
 import pyro.util
 import torch
@@ -41,6 +41,8 @@ from pyrovae.products import routed
 TORCH = Path(torch.__file__).parent
 ISNAN = pyro.util.torch_isnan
 aten = torch.ops.aten
+How = Literal["auto", True, False]
+"""Whether a graph is compiled: where that pays, at any price, or not even recorded."""
 PATIENCE = 30
 """About as many steps as recording costs: what is over before has lost nothing."""
 

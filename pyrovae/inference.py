@@ -25,7 +25,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyrovae.batch import Batch, Rows, as_batch
+from pyrovae.batch import Batch, Rows, as_batch, streamed
 from pyrovae.compile import Recorded, backward
 from pyrovae.errors import Error, brief
 from pyrovae.models import Model
@@ -283,8 +283,8 @@ def _quiet() -> Iterator[None]:
 
 
 def _batches(rows: Rows, batch_size: int) -> Iterator[Batch]:
-    if getattr(rows, "streamed", False):
-        return rows.shuffled(batch_size)  # type: ignore[attr-defined]
+    if streamed(rows):
+        return rows.shuffled(batch_size)
     return (
         rows[index].replace(index=index) for index in torch.randperm(len(rows)).split(batch_size)
     )

@@ -27,7 +27,8 @@ import torch
 from torch import Tensor
 
 from pyrovae.evaluate.coordinates import Coordinates
-from pyrovae.evaluate.recorded import How, Recorded
+from pyrovae.evaluate.recorded import Recorded
+from pyrovae.graphs import How
 
 TARGET = 0.8
 """The share of moves that adaptation aims to have accepted."""

@@ -19,8 +19,8 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from pyrovae.errors import Error
 from pyrovae.evaluate.estimators import IWAE, Estimator, Exact, Grid
-from pyrovae.evaluate.recorded import How
 from pyrovae.evaluate.weights import CURVE, Array, checked, evaluating
+from pyrovae.graphs import How
 from pyrovae.models import Model
 from pyrovae.part import validated
 from pyrovae.report import uncertain

@@ -18,7 +18,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from pyrovae.errors import brief
 from pyrovae.graphs import (
     PATIENCE,
     Graph,
+    How,
     RecordingError,
     record,
     refuse_hooks,
@@ -35,7 +36,6 @@ from pyrovae.graphs import (
 from pyrovae.models import Model
 from pyrovae.place import RandomState
 
-How = Literal["auto", True, False]
 LONG = 5 * 10**9
 """Numbers of a kind in whose writing Inductor would have saved the seconds that it takes."""
 TOLERANCE = 1e-4

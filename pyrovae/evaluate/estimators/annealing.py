@@ -27,8 +27,8 @@ from pyrovae.batch import Batch
 from pyrovae.evaluate.coordinates import Coordinates
 from pyrovae.evaluate.estimators.estimator import Columns, Estimator
 from pyrovae.evaluate.hamiltonian import QUARTER, TARGET, Path, from_guide, from_prior, move
-from pyrovae.evaluate.recorded import How
 from pyrovae.evaluate.weights import BLOCK, reduce
+from pyrovae.graphs import How
 from pyrovae.models import Model
 
 FEWER = 5

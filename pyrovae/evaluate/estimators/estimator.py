@@ -11,8 +11,8 @@ import numpy as np
 
 from pyrovae.batch import Batch
 from pyrovae.errors import Error
-from pyrovae.evaluate.recorded import How
 from pyrovae.evaluate.weights import Array, reduce
+from pyrovae.graphs import How
 from pyrovae.models import Model
 from pyrovae.part import Part
 

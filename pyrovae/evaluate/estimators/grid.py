@@ -20,8 +20,8 @@ from pyrovae.batch import Batch
 from pyrovae.errors import Error
 from pyrovae.evaluate.coordinates import Coordinates
 from pyrovae.evaluate.estimators.estimator import Columns, Estimator
-from pyrovae.evaluate.recorded import How
 from pyrovae.evaluate.weights import BLOCK, reduce
+from pyrovae.graphs import How
 from pyrovae.models import Model
 
 DRAWS = 256

@@ -28,8 +28,9 @@ from torch import Tensor
 from pyrovae.batch import Batch
 from pyrovae.evaluate.coordinates import Coordinates
 from pyrovae.evaluate.estimators.estimator import Columns, Estimator
-from pyrovae.evaluate.recorded import How, Recorded
+from pyrovae.evaluate.recorded import Recorded
 from pyrovae.evaluate.weights import Array, paired_traces, reduce, refuse_global, sums, weigh
+from pyrovae.graphs import How
 from pyrovae.models import Model
 
 Index = NDArray[np.int64]
