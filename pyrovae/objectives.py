@@ -25,7 +25,7 @@ class Objective(Part):
         """Nothing to make: an objective has no tensors."""
 
     @abstractmethod
-    def build(self, enumerates: bool = False) -> pyro.infer.ELBO:
+    def build(self, enumerates: bool = False, dials: Any = None) -> pyro.infer.ELBO:
         """The estimator, a `pyro.infer.ELBO`.
 
         Args:
@@ -45,7 +45,7 @@ class ELBO(Objective):
 
     particles: PositiveInt = 1
 
-    def build(self, enumerates: bool = False) -> pyro.infer.ELBO:
+    def build(self, enumerates: bool = False, dials: Any = None) -> pyro.infer.ELBO:
         kind = pyro.infer.TraceEnum_ELBO if enumerates else pyro.infer.Trace_ELBO
         return kind(
             num_particles=self.particles,
@@ -65,7 +65,7 @@ class MeanFieldELBO(Objective):
 
     particles: PositiveInt = 1
 
-    def build(self, enumerates: bool = False) -> pyro.infer.ELBO:
+    def build(self, enumerates: bool = False, dials: Any = None) -> pyro.infer.ELBO:
         if enumerates:
             raise Error("mean-field-elbo cannot sum over discrete latents: use elbo", "objective")
         return _Reparameterised(
@@ -82,7 +82,7 @@ class MarginalLikelihood(Objective):
     Fisher's identity, so a mixture can be fitted by either.
     """
 
-    def build(self, enumerates: bool = False) -> pyro.infer.ELBO:
+    def build(self, enumerates: bool = False, dials: Any = None) -> pyro.infer.ELBO:
         if not enumerates:
             raise Error(
                 "marginal-likelihood sums over discrete latents, and the model has none of few "
