@@ -32,6 +32,7 @@ from pyrovae.models import Model
 from pyrovae.models.model import Statistics
 from pyrovae.objectives import ELBO, Objective
 from pyrovae.optim import Optim
+from pyrovae.optimizers import Adam
 from pyrovae.place import RandomState, in_mode, unchecked
 
 HALVINGS = 30
@@ -109,7 +110,7 @@ def svi(
         Error: the loss or a parameter became NaN or infinite; the model then has the weights from
             the epoch's start.
     """
-    optim = Optim(torch.optim.Adam, {"lr": learning_rate, "fused": True})
+    optim = Optim(Adam(), learning_rate, names=model.named_parameters)
     if isinstance(objective, Objective):
         objective = objective.build(model.enumerates)
     engine = SVI(model.model, model.guide, optim, objective)
