@@ -214,7 +214,7 @@ def test_a_dial_turns_the_rate_of_a_recorded_step():
     module, dials = model(), Dials()
     rate = dials("learning_rate", Linear(initial=0.0, final=0.5, end=10.0))
     optim = optim_of(module, SGD(), rate)
-    for step in range(STEPS):
+    for _ in range(STEPS):
         set_gradients(module, 0)
         optim(list(module.parameters()))
     (graph,) = optim.graphs.values()
@@ -286,7 +286,9 @@ def test_a_factor_for_no_parameter_is_refused_with_the_nearest_name():
     names = [name for name, _ in VAE(x=(3,), z=(2,)).named_parameters()]
     refuse_rates({"encoder": 0.5, "decoder": 2.0, names[0]: 1.0}, names)
     refuse_rates({}, names)
-    with pytest.raises(Error, match=r"^rates: .*'encode'. Did you mean 'encoder'\? Names: decoder"):
+    with pytest.raises(
+        Error, match=r"^rates: .*'encode'. Did you mean 'encoder'\? Names: decoder"
+    ):
         refuse_rates({"encode": 0.5}, names)
     with pytest.raises(Error, match=r"begins with 'encoder'. Did you mean 'base.encoder'\?"):
         refuse_rates({"encoder": 0.5}, [f"base.{name}" for name in names])
