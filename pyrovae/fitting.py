@@ -29,7 +29,7 @@ from pyrovae.inference import Course, Epoch, State, em, online_em, weights
 from pyrovae.models import Model
 from pyrovae.models.model import require_model
 from pyrovae.objectives import ELBO, Objective
-from pyrovae.optim import Optim
+from pyrovae.optim import Optim, refuse_rates
 from pyrovae.optimizers import Adam, Optimizer
 from pyrovae.part import Part, encode, keywords, validated
 from pyrovae.place import Place, destination, seeded
@@ -155,6 +155,7 @@ def fit(
             return _finished(model.to(*place), state)
         model.to(*place)
         dials = Dials(place[0])
+        dials.join(model)
         elbo = objective.build(model.enumerates, dials)
         if method == "em":
             history = _fit_em(model, everything, held_out, bar, epochs, tolerance, restarts, start)
@@ -324,6 +325,7 @@ def refuse(
             f"{model.least_rows} components need at least as many rows, got {len(train)}",
             "train",
         )
+    refuse_rates(settings.get("rates") or {}, dict(model.named_parameters()))
     if validation is None and (name := _judge(model, settings)):
         raise Error(
             f"{name} judges by validation rows: pass validation, or leave it out",

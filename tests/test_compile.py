@@ -139,6 +139,14 @@ CASES = {
     "student-t prior": lambda: (vae(prior="student-t"), X),
     "learned prior": lambda: (vae(prior="learned-normal"), X),
     "categorical prior": lambda: (vae(prior="categorical", posterior="one-hot"), X),
+    "relaxed bernoulli": lambda: (
+        vae(
+            prior="relaxed-bernoulli",
+            posterior="relaxed-bernoulli",
+            decoder={"kind": "squashed", "network": SMALL},
+        ),
+        X,
+    ),
     "sphere": lambda: (vae(prior="uniform-sphere", posterior="power-spherical", z=(3,)), X),
     "normal": lambda: (vae(likelihood="normal"), FLOATS),
     "shared scale": lambda: (vae(likelihood="shared-normal"), FLOATS),

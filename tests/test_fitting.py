@@ -488,8 +488,7 @@ def test_em_goes_on_from_present_weights():
 
 def test_parameters_are_stepped_in_the_order_of_their_names():
     model = vae()
-    optim = Optim(SGD(), 0.1, names=model.named_parameters)
-    engine = SVI(model.model, model.guide, optim, ELBO().build())
+    engine = SVI(model.model, model.guide, Optim(SGD(), 0.1), ELBO().build())
     with model.scope():
         engine.step(Batch(X))
     names = {parameter: name for name, parameter in model.named_parameters()}

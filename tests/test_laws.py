@@ -18,6 +18,7 @@ from pyrovae.models import Model
 from pyrovae.networks import Network
 from pyrovae.objectives import ELBO, Objective
 from pyrovae.optim import Optim
+from pyrovae.optimizers import SGD
 from pyrovae.part import Part
 from pyrovae.priors import Guide
 from pyrovae.runs import open_run, save
@@ -249,7 +250,7 @@ def test_objectives_estimate_the_bound(kind, particles):
     model, batch = ready(MODELS[-1])
     objective = Objective.from_spec({"kind": kind, "particles": particles}).build()
     assert isinstance(objective, pyro.infer.ELBO)
-    optim = Optim(torch.optim.SGD, {"lr": 0.0})
+    optim = Optim(SGD(), 0.0)
     with model.scope():
         losses = [SVI(model.model, model.guide, optim, objective).step(batch) for _ in range(200)]
     exact = -log_weights(model, batch, 2000).mean()
