@@ -23,29 +23,38 @@ from torch import Tensor
 from pyrovae.errors import Error
 
 
-def paired(
-    model: Callable[..., Any],
+def of_guide(
     guide: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     plate: AbstractContextManager[Any],
     drawing: AbstractContextManager[Any] | None = None,
-) -> tuple[poutine.Trace, poutine.Trace]:
-    """The guide's run inside a plate, and the model's on the same latents.
+) -> poutine.Trace:
+    """The guide's run inside a plate.
 
     Args:
-        model: a Pyro program.
-        guide: another one, of the same latents.
-        args: of both.
-        kwargs: of both.
+        guide: a Pyro program.
+        args: of the program.
+        kwargs: of the program.
         plate: of the particles.
         drawing: a handler around the guide.
+    """
+    with plate, drawing or nullcontext():
+        return poutine.trace(guide).get_trace(*args, **kwargs)
+
+
+def of_model(
+    model: Callable[..., Any],
+    drawn: poutine.Trace,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    plate: AbstractContextManager[Any],
+) -> poutine.Trace:
+    """The model's run on the latents of a run of the guide.
 
     Raises:
         Error: a latent that one of them lacks.
     """
-    with plate, drawing or nullcontext():
-        drawn = poutine.trace(guide).get_trace(*args, **kwargs)
     with plate:
         joint = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*args, **kwargs)
     if different := latents(drawn) ^ latents(joint):
@@ -53,7 +62,7 @@ def paired(
             f"the latents of model and guide differ ({', '.join(sorted(different))}): "
             "log p(x) needs each in both"
         )
-    return drawn, joint
+    return joint
 
 
 def latents(trace: poutine.Trace) -> set[str]:

@@ -30,8 +30,10 @@ from pyrovae.objectives import (
     DReG,
     MarginalLikelihood,
     MeanFieldELBO,
+    MultiplyIWAE,
     Objective,
     PartialIWAE,
+    RenyiMax,
     WakeSleep,
 )
 from pyrovae.place import in_mode, unchecked
@@ -186,31 +188,29 @@ CASES = {
     "pair": lambda: (pair(), X),
     "score function": lambda: (pair(_coin, _coin_guide), X),
     "weighed KL": lambda: (vae(), X, ELBO(beta=LINE, free_bits=LINE, total_correlation=LINE)),
-    "weighed KL in closed form": lambda: (
-        hierarchical(),
-        X,
-        MeanFieldELBO(particles=3, beta=LINE, free_bits=0.2, total_correlation=1.5),
-    ),
+    "weighed KL, closed form": lambda: (hierarchical(), X, MeanFieldELBO(beta=2.0, free_bits=0.2)),
     "weighed states": lambda: (*semi_supervised(), ELBO(beta=LINE)),
-    "weighed path": lambda: (vae(prior="vamp"), X, STL(particles=3, beta=LINE)),
-    "path, hierarchy": lambda: (hierarchical(), X, DReG()),
-    "path, flow guide": lambda: (vae(posterior=FLOW | {"flow": "realnvp"}), X, STL()),
-    "path, refined": lambda: (
+    "dreams of states": lambda: (vae(prior="categorical", posterior="one-hot"), X, WakeSleep()),
+    "dreams, semi-supervised": lambda: (*semi_supervised(), WakeSleep()),
+}
+OBJECTIVES = {
+    "dreg": lambda: (hierarchical(), X, DReG()),
+    "multiply-iwae": lambda: (*conditional(), MultiplyIWAE(groups=2)),
+    "partial-iwae": lambda: (
         vae(refine={"kind": "semi-amortized", "steps": 1}),
         X,
         PartialIWAE(groups=2, particles=2),
     ),
-    "path, context": lambda: (*conditional(), STL()),
-    "path, pair": lambda: (pair(), X, DReG()),
-    "dreams, missing": lambda: (vae(missing=True), HOLES, WakeSleep(encoder="both")),
-    "dreams, states": lambda: (vae(prior="categorical", posterior="one-hot"), X, WakeSleep()),
-    "dreams, semi-supervised": lambda: (*semi_supervised(), WakeSleep()),
-    "dreams, score function": lambda: (pair(_coin, _coin_guide), X, WakeSleep()),
+    "renyi-max": lambda: (pair(), X, RenyiMax()),
+    "stl": lambda: (vae(prior="vamp"), X, STL(particles=3, beta=LINE)),
+    "wake-sleep": lambda: (vae(missing=True), HOLES, WakeSleep(encoder="both")),
 }
 CASES |= {
-    f"objective {member[0]}": lambda member=member: (vae(), X, make(member))
+    f"objective {member[0]}": OBJECTIVES.get(
+        member[1].kind, lambda member=member: (vae(), X, make(member))
+    )
     for member in parts(Objective)
-    if not member[0].startswith("marginal-likelihood")
+    if member[1] is not MarginalLikelihood
 }
 
 

@@ -36,7 +36,7 @@ from pyrovae.batch import Batch, as_batch, as_rows, in_blocks
 from pyrovae.models import Model
 from pyrovae.models.model import observed, require_model, require_positive
 from pyrovae.place import Place, destination, in_mode, placed, seeded, unchecked
-from pyrovae.traces import log_density, paired, sites
+from pyrovae.traces import log_density, of_guide, of_model, sites
 
 Array = NDArray[np.float64]
 BLOCK = 4096
@@ -105,7 +105,8 @@ def paired_traces(
     """
     drawing = poutine.enum(first_available_dim=-3) if enumerates else None
     with model.scope(), unchecked():
-        return paired(model.model, model.guide, (batch,), {}, plate, drawing)
+        guide = of_guide(model.guide, (batch,), {}, plate, drawing)
+        return guide, of_model(model.model, guide, (batch,), {}, plate)
 
 
 def _is_drawn(site: Any) -> bool:

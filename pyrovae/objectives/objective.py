@@ -99,12 +99,13 @@ class PerRow(pyro.infer.ELBO):
         drawing: AbstractContextManager[Any] | None = None,
     ) -> tuple[poutine.Trace, poutine.Trace]:
         """The traces of guide and model, refused where a row has no bound of its own."""
-        plate = pyro.plate("particles", self.num_particles, dim=-2)
-        drawn, joint = traces.paired(model, guide, args, kwargs, plate, drawing)
-        for trace in (drawn, joint):
-            self._refuse_shared(trace, len(args[0]))
+        plate, rows = pyro.plate("particles", self.num_particles, dim=-2), len(args[0])
+        drawn = traces.of_guide(guide, args, kwargs, plate, drawing)
+        self._refuse_shared(drawn, rows)
         if self.pathwise:
             refuse_without_gradient(self.kind, drawn)
+        joint = traces.of_model(model, drawn, args, kwargs, plate)
+        self._refuse_shared(joint, rows)
         return drawn, joint
 
     def log_densities(

@@ -21,6 +21,7 @@ for the latent sites s. Three changes of it, which are bounds no more once they 
   value is higher by (D - 1) log(N / B), and the gradient the same.
 """
 
+import math
 from typing import Any
 
 import pyro.infer
@@ -147,7 +148,7 @@ class Terms(PerRow):
             q, p = drawn.nodes[name], joint.nodes[name]
             kl = self._kl(q, p).expand(size).mean()
             if not _off(self.free_bits):
-                kl = torch.maximum(kl, torch.as_tensor(self.free_bits).to(kl))
+                kl = kl.maximum(torch.as_tensor(self.free_bits, dtype=kl.dtype, device=kl.device))
             total = total - scale_and_mask(kl.expand(size[1:]), q["scale"]).sum()
             if not _off(self.correlation):
                 extra = _total_correlation(q, self.kind).expand(size).mean(0)
@@ -179,7 +180,7 @@ def _total_correlation(site: Any, kind: str) -> Tensor:
     joint = pairs.flatten(row + 1).sum(-1).logsumexp(-1)
     apart = pairs.logsumexp(row).flatten(row + 1).sum(-1)
     dims, rows = q.event_shape.numel(), z.shape[row]
-    return (joint - apart + (dims - 1) * torch.tensor(float(rows)).log()).movedim(0, -1)
+    return (joint - apart + (dims - 1) * math.log(rows)).movedim(0, -1)
 
 
 def _off(number: Number) -> bool:

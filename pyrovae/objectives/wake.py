@@ -84,14 +84,15 @@ def _dreamt(model: Any, guide: Any, args: tuple[Any, ...], kwargs: Any) -> Tenso
     with torch.no_grad():
         dream = poutine.trace(poutine.uncondition(model)).get_trace(*args, **kwargs)
     rows = _as_seen(as_batch(args[0]), observed(dream)[-1]["value"])
-    told = poutine.trace(poutine.replay(guide, trace=dream))
-    trace = told.get_trace(rows, *args[1:], **kwargs)
-    drawn = traces.latents(dream)
-    return traces.log_density(trace, 1, len(rows), lambda site: site["name"] in drawn).sum()
+    seen = rows if isinstance(args[0], Batch) else rows.x
+    told = poutine.trace(poutine.replay(guide, trace=dream)).get_trace(seen, *args[1:], **kwargs)
+    dreamt = traces.latents(dream)
+    return traces.log_density(told, 1, len(rows), lambda site: site["name"] in dreamt).sum()
 
 
 def _as_seen(batch: Batch, x: Tensor) -> Batch:
     """Rows that were dreamt in place of those of a batch: incomplete as these, without labels."""
+    x = x.to(batch.x.dtype)
     if batch.incomplete:
         x = torch.where(batch.x.isnan(), torch.nan, x)
     return replace(batch, x=x, labels=None).incomplete_as(batch)
