@@ -35,8 +35,9 @@ class WakeSleep(Objective):
     r"""The bound of `IWAE` for the decoder, log q(z | x) of weighed draws or dreams for the guide.
 
     Discrete latents are drawn, not summed over. Reweighted Wake-Sleep (Bornschein & Bengio, 2015,
-    https://arxiv.org/abs/1406.2751), with one particle the wake-sleep algorithm of Hinton, Dayan,
-    Frey & Neal (1995).
+    https://arxiv.org/abs/1406.2751). With one particle it is older. The Wake-Sleep Algorithm for
+    Unsupervised Neural Networks (Hinton, Dayan, Frey & Neal, 1995,
+    https://doi.org/10.1126/science.7761831).
 
     Args:
         particles: draws of z for each row, K.
