@@ -7,7 +7,6 @@ goes on with what is missing.
 """
 
 import functools
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
@@ -21,6 +20,7 @@ import torch
 
 from pyrovae.assessment import Assessment, Depth, assess
 from pyrovae.batch import Batch
+from pyrovae.checkpoints import UNFINISHED, differences
 from pyrovae.clustering import Clusters, class_names, cluster_latents
 from pyrovae.data import Data, load
 from pyrovae.errors import Error
@@ -36,13 +36,17 @@ from pyrovae.proposal import propose, settled
 from pyrovae.report import FILES, write_report
 from pyrovae.runs import (
     Run,
+    begun,
+    discard_unfinished,
     is_run,
+    is_unfinished,
     open_run,
     refuse_existing,
+    refuse_other,
     refuse_uncreatable,
     write_samples,
 )
-from pyrovae.specs import Spec
+from pyrovae.specs import Spec, parse
 
 Say = Callable[[str], None]
 
@@ -65,14 +69,43 @@ def _settled(spec: Spec, data: Data, say: Say) -> Spec:
 
 def fit_spec(spec: Spec, folder: Path, force: bool, say: Say) -> Run:
     """Fit the one model of a spec."""
+    refuse_existing(folder, force)
+    return _fit(spec, folder, force, say)
+
+
+def resume(folder: Path, spec: Spec | None, say: Say) -> Run:
+    """Go on with a fit that was stopped; one that is finished stays as it is.
+
+    Args:
+        folder: of the run.
+        spec: what was asked for, if it is to be compared, or may have to be begun.
+        say: told what happens.
+
+    Raises:
+        Error: there is nothing to go on with; the spec is not the one that was begun with.
+    """
+    if (folder / UNFINISHED).exists():
+        asked = begun(folder)
+        modules = Path(asked["modules"]) if asked["modules"] else None
+        spec = spec or parse(asked["table"], folder.name, (), modules)
+    elif is_run(folder):
+        say(f"'{folder}' is finished")
+        return open_run(folder)
+    elif not spec:
+        raise Error(f"'{folder}' holds no fit to go on with")
+    return _fit(spec, folder, False, say)
+
+
+def _fit(spec: Spec, folder: Path, force: bool, say: Say) -> Run:
     if "model" not in spec.models or spec.seeds > 1:
         what = "several seeds" if "model" in spec.models else "several models"
         raise Error(f"'{spec.name}' has {what}: use pyrovae compare, or keep one as [model]")
-    refuse_existing(folder, force)
     data = spec.load()
     spec = _settled(spec, data, say)
-    plan = Plan("model", "model", spec.table("model"), folder, data)
+    plan = Plan("model", "model", spec.table("model"), folder, data, spec.folder)
     refuse_plans({"model": [plan]})
+    if force:
+        discard_unfinished(folder)
     run = plan.fit(force)
     say(
         f"{spec.models['model']['kind']}: {run.results['stopped']} "
@@ -265,7 +298,8 @@ def _comparison_folder(folder: Path) -> None:
         return
     written = {*FILES, *(["spec.toml"] if (folder / "results.json").exists() else [])}
     for path in sorted(folder.iterdir()):
-        if not (path.name in written or path.name.startswith(".") or is_run(path)):
+        ours = path.name in written or is_run(path) or is_unfinished(path)
+        if not (ours or path.name.startswith(".")):
             raise Error(f"'{folder}' holds '{path.name}', no run: name another folder with --out")
 
 
@@ -295,12 +329,16 @@ def _finished(plan: Plan, force: bool) -> Run | None:
     Raises:
         Error: a run of something else is in the way.
     """
-    if force or not plan.folder.exists():
+    if force:
+        discard_unfinished(plan.folder)
+        return None
+    refuse_other(plan.folder, plan.request())
+    if not plan.folder.exists() or is_unfinished(plan.folder):
         return None
     run = open_run(plan.folder)
     if "failed" in run.results:
         return None
-    changed = sorted(_differences(run.results.get("request"), plan.request()))
+    changed = sorted(differences(run.results.get("request"), plan.request()))
     if run.results.get("fingerprint") != plan.data.fingerprint:
         changed.append("the data themselves")
     if changed:
@@ -309,16 +347,3 @@ def _finished(plan: Plan, force: bool) -> Run | None:
             "fit again with --force, or name another folder with --out"
         )
     return run
-
-
-def _differences(old: Any, new: Any, path: str = "") -> set[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        below = ((key, f"{path}.{key}" if path else key) for key in old.keys() | new.keys())
-        return set().union(
-            *(_differences(old.get(key), new.get(key), step) for key, step in below)
-        )
-    return set() if old == new else {f"{path}: {_shown(old)} is now {_shown(new)}"}
-
-
-def _shown(value: Any) -> str:
-    return "unset" if value is None else json.dumps(value)

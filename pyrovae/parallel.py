@@ -168,7 +168,9 @@ def _done(task: dict[str, Any], data: Callable[[str, str | None], Data]) -> str:
         rows = data(json.dumps([table.get("import", []), table["data"]]), task["modules"])
         if rows.fingerprint != task["fingerprint"]:
             raise Error("the data have changed since they were looked at", "data")
-        Plan(task["title"], task["path"], table, Path(task["folder"]), rows).fit(force=True)
+        modules = Path(task["modules"]) if task["modules"] else None
+        place = Path(task["folder"])
+        Plan(task["title"], task["path"], table, place, rows, modules).fit(force=True)
     except Error as error:
         return str(error)
     except Exception as failure:

@@ -19,6 +19,7 @@ from pyrovae.models import Model
 from pyrovae.networks import Network
 from pyrovae.objectives import ELBO, Objective
 from pyrovae.optim import Optim
+from pyrovae.optimizers import SGD
 from pyrovae.part import Part
 from pyrovae.priors import Guide
 from pyrovae.runs import open_run, save
@@ -256,7 +257,7 @@ def test_objectives_estimate_a_bound_between_the_elbo_and_log_p(parameter, parti
         table["groups"] = particles
     objective = Objective.from_spec(table).build()
     assert isinstance(objective, pyro.infer.ELBO)
-    optim = Optim(torch.optim.SGD, {"lr": 0.0})
+    optim = Optim(SGD(), 0.0)
     with model.scope():
         engine = SVI(model.model, model.guide, optim, objective)
         steps = torch.stack([engine.step(Batch(batch.x.repeat(20, 1, 1))) for _ in range(8)])
