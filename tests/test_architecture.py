@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "pyrovae"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     ("errors", "files", "place", "plots", "products", "progress", "versions"),
-    ("part", "batch", "named", "distributions"),
+    ("part", "batch", "named", "distributions", "traces"),
     ("transforms", "stored", "networks", "refinements", "schedules"),
     ("families",),
     ("priors",),

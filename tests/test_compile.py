@@ -13,6 +13,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from members import make, parts
 from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from torch import nn
@@ -23,7 +24,18 @@ from pyrovae.compile import LONG, WORTH, Recorded, backward, recorded
 from pyrovae.graphs import record
 from pyrovae.inference import svi
 from pyrovae.models import Model
-from pyrovae.objectives import ELBO, MarginalLikelihood, MeanFieldELBO
+from pyrovae.objectives import (
+    ELBO,
+    STL,
+    DReG,
+    MarginalLikelihood,
+    MeanFieldELBO,
+    MultiplyIWAE,
+    Objective,
+    PartialIWAE,
+    RenyiMax,
+    WakeSleep,
+)
 from pyrovae.place import in_mode, unchecked
 from pyrovae.products import _gains, _seconds, routed
 
@@ -127,6 +139,7 @@ def _coin_guide(x):
         pyro.sample("z", dist.Bernoulli(logits=x @ weight))
 
 
+LINE = {"kind": "linear", "initial": 0.3, "final": 2.0}
 COUNTS, FLOATS = (3 * X).round(), X + 0.5
 NORMAL = {"likelihood": "normal"}
 CASES = {
@@ -182,6 +195,30 @@ CASES = {
     ),
     "pair": lambda: (pair(), X),
     "score function": lambda: (pair(_coin, _coin_guide), X),
+    "weighed KL": lambda: (vae(), X, ELBO(beta=LINE, free_bits=LINE, total_correlation=LINE)),
+    "weighed KL, closed form": lambda: (hierarchical(), X, MeanFieldELBO(beta=2.0, free_bits=0.2)),
+    "weighed states": lambda: (*semi_supervised(), ELBO(beta=LINE)),
+    "dreams of states": lambda: (vae(prior="categorical", posterior="one-hot"), X, WakeSleep()),
+    "dreams, semi-supervised": lambda: (*semi_supervised(), WakeSleep()),
+}
+OBJECTIVES = {
+    "dreg": lambda: (hierarchical(), X, DReG()),
+    "multiply-iwae": lambda: (*conditional(), MultiplyIWAE(groups=2)),
+    "partial-iwae": lambda: (
+        vae(refine={"kind": "semi-amortized", "steps": 1}),
+        X,
+        PartialIWAE(groups=2, particles=2),
+    ),
+    "renyi-max": lambda: (pair(), X, RenyiMax()),
+    "stl": lambda: (vae(prior="vamp"), X, STL(particles=3, beta=LINE)),
+    "wake-sleep": lambda: (vae(missing=True), HOLES, WakeSleep(encoder="both")),
+}
+CASES |= {
+    f"objective {member[0]}": OBJECTIVES.get(
+        member[1].kind, lambda member=member: (vae(), X, make(member))
+    )
+    for member in parts(Objective)
+    if member[1] is not MarginalLikelihood
 }
 
 
