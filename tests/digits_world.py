@@ -1,0 +1,127 @@
+"""A fit in a world of processes whose noise does not depend on who takes which rows.
+
+The noise of a row is a function of its place in the data, which it is given as its context, and of
+the step: however many processes share a batch, its rows meet the same noise.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import pyro
+import pyro.distributions as dist
+import pyro.infer
+import torch
+from safetensors.torch import save_file
+from sklearn.datasets import load_digits
+from torch import nn
+
+from pyrovae import Batch, Pair, log_weights
+from pyrovae.compile import Recorded, backward
+from pyrovae.optim import Optim
+from pyrovae.place import in_mode
+from pyrovae.ranks import joined
+
+ROWS, BATCH, EPOCHS, Z = 1281, 128, 3, 2
+"""The last batch has one row: with more than one process, somebody has none."""
+
+
+class Noise(nn.Module):
+    """Standard normal numbers of each row, another row's in the next step."""
+
+    def __init__(self):
+        super().__init__()
+        self.step = nn.Buffer(torch.zeros((), dtype=torch.int64))
+        table = torch.randn(5003, Z, generator=torch.Generator().manual_seed(1))
+        self.table = nn.Buffer(table)
+
+    def forward(self, place):
+        return self.table[(place[:, 0].long() + 1009 * self.step) % len(self.table)]
+
+
+class Given(dist.Normal):
+    """A normal whose draw has been made."""
+
+    def __init__(self, loc, scale, noise):
+        super().__init__(loc, scale)
+        self.noise = noise
+
+    def expand(self, batch_shape, _instance=None):
+        return Given(self.loc.expand(batch_shape), self.scale.expand(batch_shape), self.noise)
+
+    def rsample(self, sample_shape=()):
+        return self.loc + self.scale * self.noise
+
+
+def digits_pair():
+    noise = Noise()
+    encoder = nn.Sequential(nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 2 * Z))
+    decoder = nn.Sequential(nn.Linear(Z, 32), nn.Tanh(), nn.Linear(32, 64))
+
+    def model(x, place):
+        pyro.module("decoder", decoder)
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(Z), 1.0).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=decoder(z)).to_event(1), obs=x)
+
+    def guide(x, place):
+        pyro.module("encoder", encoder)
+        loc, log_scale = encoder(x).chunk(2, -1)
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", Given(loc, log_scale.exp(), noise(place)).to_event(1))
+
+    return Pair(model=model, guide=guide), noise
+
+
+def fit(world, compiled, dtype):
+    """What one process does, with the calls that several need; its weights and its figures."""
+    torch.manual_seed(world.seed(0))
+    x = (torch.tensor(load_digits().data) > 7).to(dtype)
+    place = torch.arange(len(x), dtype=dtype)[:, None]
+    rows, held_out = Batch(x[:ROWS], place[:ROWS]), Batch(x[ROWS:], place[ROWS:])
+    model, noise = digits_pair()
+    model.to(dtype).start(rows)
+    world.spread(model)
+    elbo = pyro.infer.Trace_ELBO()
+    elbo = Recorded(elbo, every=7) if compiled else elbo
+    take = elbo.backward if compiled else lambda *a, **k: backward(elbo, *a, **k)
+    parameters = dict(model.named_parameters())
+    optim = Optim(torch.optim.Adam, {"lr": 1e-3, "fused": True})
+    figures = []
+    for epoch in range(EPOCHS):
+        generator = torch.Generator().manual_seed(world.shared(epoch + 10 * world.rank))
+        losses = torch.zeros((), dtype=torch.float64)
+        with model.scope(), in_mode(model, True):
+            for index in torch.randperm(ROWS, generator=generator).split(BATCH):
+                mine = world.part(index)
+                if len(mine):
+                    batch = rows[mine].replace(index=mine)
+                    loss, _ = take(model.model, model.guide, batch, rows=len(batch))
+                    losses += loss * len(mine)
+                world.combine(parameters, len(mine), len(index))
+                optim(parameters.values())
+                for parameter in parameters.values():
+                    parameter.grad = None
+                noise.step += 1
+        world.average(model)
+        values = log_weights(model, world.part(held_out))[0]
+        figures += [world.sum(losses).item() / ROWS, world.whole(torch.as_tensor(values)).mean().item()]
+    backend = elbo.backend if compiled else "no"
+    return dict(model.named_parameters()), figures, backend
+
+
+CASES = [("plain", False, torch.float32), ("recorded", True, torch.float32)]
+CASES += [("exact", False, torch.float64)]
+
+
+def main():
+    """Fit in the present world, and write down what each process found."""
+    folder = Path(sys.argv[1])
+    with joined() as world:
+        for name, *case in CASES:
+            weights, figures, backend = fit(world, *case)
+            save_file(
+                {key: tensor.detach() for key, tensor in weights.items()},
+                folder / f"{name}{world.rank}.safetensors",
+                {"figures": json.dumps(figures), "backend": backend},
+            )
