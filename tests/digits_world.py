@@ -6,24 +6,25 @@ the step: however many processes share a batch, its rows meet the same noise.
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import pyro
 import pyro.distributions as dist
 import pyro.infer
 import torch
-from safetensors.torch import save_file
-from sklearn.datasets import load_digits
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pyrovae import Batch, Pair, log_weights
 from pyrovae.compile import Recorded, backward
 from pyrovae.optim import Optim
-from pyrovae.place import in_mode
+from pyrovae.place import in_mode, unchecked
 from pyrovae.ranks import joined
 
-ROWS, BATCH, EPOCHS, Z = 1281, 128, 3, 2
+TRAIN, JUDGE = slice(0, 1281), slice(1281, None)
 """The last batch has one row: with more than one process, somebody has none."""
+BATCH, EPOCHS, Z = 128, 3, 2
 
 
 class Noise(nn.Module):
@@ -73,31 +74,31 @@ def digits_pair():
     return Pair(model=model, guide=guide), noise
 
 
-def fit(world, compiled, dtype):
+def fit(world, x, case):
     """What one process does, with the calls that several need; its weights and its figures."""
+    compiled, dtype = case != "plain", torch.float64 if case == "exact" else torch.float32
     torch.manual_seed(world.seed(0))
-    x = (torch.tensor(load_digits().data) > 7).to(dtype)
     place = torch.arange(len(x), dtype=dtype)[:, None]
-    rows, held_out = Batch(x[:ROWS], place[:ROWS]), Batch(x[ROWS:], place[ROWS:])
+    rows, held_out = (Batch(x.to(dtype)[some], place[some]) for some in (TRAIN, JUDGE))
     model, noise = digits_pair()
     model.to(dtype).start(rows)
     world.spread(model)
     elbo = pyro.infer.Trace_ELBO()
     elbo = Recorded(elbo, every=7) if compiled else elbo
-    take = elbo.backward if compiled else lambda *a, **k: backward(elbo, *a, **k)
+    take = elbo.backward if compiled else partial(backward, elbo)
     parameters = dict(model.named_parameters())
-    optim = Optim(torch.optim.Adam, {"lr": 1e-3, "fused": True})
+    optim = Optim(torch.optim.Adam, {"lr": 1e-3, "fused": compiled})
     figures = []
     for epoch in range(EPOCHS):
         generator = torch.Generator().manual_seed(world.shared(epoch + 10 * world.rank))
-        losses = torch.zeros((), dtype=torch.float64)
-        with model.scope(), in_mode(model, True):
-            for index in torch.randperm(ROWS, generator=generator).split(BATCH):
+        total = torch.zeros((), dtype=torch.float64)
+        with model.scope(), in_mode(model, True), unchecked():
+            for index in torch.randperm(len(rows), generator=generator).split(BATCH):
                 mine = world.part(index)
                 if len(mine):
                     batch = rows[mine].replace(index=mine)
                     loss, _ = take(model.model, model.guide, batch, rows=len(batch))
-                    losses += loss * len(mine)
+                    total += loss * len(mine)
                 world.combine(parameters, len(mine), len(index))
                 optim(parameters.values())
                 for parameter in parameters.values():
@@ -105,23 +106,17 @@ def fit(world, compiled, dtype):
                 noise.step += 1
         world.average(model)
         values = log_weights(model, world.part(held_out))[0]
-        figures += [world.sum(losses).item() / ROWS, world.whole(torch.as_tensor(values)).mean().item()]
+        figures += [world.sum(total).item() / len(rows), world.whole(values).mean().item()]
     backend = elbo.backend if compiled else "no"
-    return dict(model.named_parameters()), figures, backend
-
-
-CASES = [("plain", False, torch.float32), ("recorded", True, torch.float32)]
-CASES += [("exact", False, torch.float64)]
+    return {name: p.detach() for name, p in parameters.items()}, figures, backend
 
 
 def main():
     """Fit in the present world, and write down what each process found."""
-    folder = Path(sys.argv[1])
+    folder, *cases = sys.argv[1:]
+    x = load_file(Path(folder) / "digits.safetensors")["x"]
     with joined() as world:
-        for name, *case in CASES:
-            weights, figures, backend = fit(world, *case)
-            save_file(
-                {key: tensor.detach() for key, tensor in weights.items()},
-                folder / f"{name}{world.rank}.safetensors",
-                {"figures": json.dumps(figures), "backend": backend},
-            )
+        for case in cases:
+            weights, figures, backend = fit(world, x, case)
+            about = {"figures": json.dumps(figures), "backend": backend}
+            save_file(weights, Path(folder) / f"{case}-{world.rank}.safetensors", about)
