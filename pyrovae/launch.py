@@ -22,7 +22,7 @@ from contextlib import ExitStack, contextmanager
 from typing import IO, Any
 
 import torch
-from torch.distributed import TCPStore
+import torch.distributed as group
 
 from pyrovae.errors import Error
 from pyrovae.ranks import LOST
@@ -57,7 +57,7 @@ def launch(arguments: Sequence[str], processes: int, program: str = COMMAND) -> 
         raise Error(
             "this process is one of several already: leave processes to torchrun", "processes"
         )
-    store = TCPStore(HERE, 0, is_master=True, wait_for_workers=False)
+    store = group.TCPStore(HERE, 0, is_master=True, wait_for_workers=False)
     words = [sys.executable, "-P", "-c", BEGIN + program, json.dumps(sys.path), *arguments]
     with ExitStack() as stack:
         logs = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(processes)]
@@ -145,7 +145,7 @@ def _kill(ranks: list[subprocess.Popen[bytes]]) -> None:
             rank.stdin.close()
 
 
-def _code(codes: list[int], logs: list[IO[bytes]]) -> int:
+def _code(codes: list[int], logs: Sequence[IO[bytes]]) -> int:
     """The exit code for all; of the first that failed what it said is shown, if it was not yet."""
     failed = [rank for rank, code in enumerate(codes) if code not in ENDED]
     rank = failed[0] if failed else codes.index(max(codes, key=abs))
@@ -153,5 +153,8 @@ def _code(codes: list[int], logs: list[IO[bytes]]) -> int:
         logs[rank].seek(0)
         sys.stderr.write(logs[rank].read().decode(errors="replace"))
     if codes[rank] < 0:
-        print(f"pyrovae: process {rank} ended by {signal.Signals(-codes[rank]).name}", file=sys.stderr)
+        print(
+            f"pyrovae: process {rank} ended by {signal.Signals(-codes[rank]).name}",
+            file=sys.stderr,
+        )
     return codes[rank] if codes[rank] >= 0 else 128 - codes[rank]

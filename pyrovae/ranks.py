@@ -30,6 +30,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 import torch.distributed as group
+import torch.distributed.nn  # imported later, its default arguments keep the group: gloo aborts
 from torch import Tensor, nn
 
 from pyrovae.errors import Error, brief
@@ -117,7 +118,7 @@ class World:
         return bool(self.sum(torch.tensor(float(flag))) > 0)
 
     def shared(self, value: V) -> V:
-        """What rank 0 has, on all ranks: a number, an order of rows, a state; tensors on the CPU."""
+        """What rank 0 has, on all ranks: a number, an order of rows, a state on the CPU."""
         if self.size == 1:
             return value
         values = [value if self.first else None]

@@ -57,6 +57,8 @@ def test_so_do_recorded_steps_and_more_processes(digits, tmp_path, processes):
     program = "import digits_world; digits_world.main()"
     assert launch([str(tmp_path), "recorded", "exact"], processes, program) == 0
     assert compared(tmp_path, digits, processes, "recorded") < 1e-5
+    with safe_open(tmp_path / "recorded-1.safetensors", "pt") as file:
+        assert file.metadata()["backend"] == "replay"
     assert compared(tmp_path, digits, processes, "exact") < 1e-13
 
 
@@ -95,7 +97,8 @@ def test_what_one_process_fails_at_is_said_and_ends_all(capfd, name, code, sente
 
 def launcher(tmp_path, name):
     """A launcher in a process of its own, once its processes run."""
-    code = f"import sys; from pyrovae.launch import launch; sys.exit(launch(sys.argv[1:], 2, {life(name)!r}))"
+    begin = "import sys; from pyrovae.launch import launch; "
+    code = f"{begin} sys.exit(launch(sys.argv[1:], 2, {life(name)!r}))"
     words = [sys.executable, "-c", code, str(tmp_path)]
     path = os.pathsep.join([str(TESTS), str(TESTS.parent)])
     process = subprocess.Popen(words, env=os.environ | {"PYTHONPATH": path})
@@ -157,7 +160,7 @@ def test_torchrun_begins_and_ends_them_as_well():
             text=True,
         )
         assert done.returncode == 0, done.stderr
-        assert sorted(done.stdout.split()) == ["0", "1", "done", "done"]
+        assert done.stdout.count("done") == 2
         assert not done.stderr
 
 
@@ -199,9 +202,11 @@ def test_a_world_of_one_changes_nothing():
 
 def test_processes_without_rows_are_refused():
     refuse(4, 10, 4)
-    with pytest.raises(Error, match="^processes: 11 processes are more than the 10 training rows"):
+    with pytest.raises(
+        Error, match=r"^processes: 11 processes are more than the 10 training rows"
+    ):
         refuse(11, 10, 20)
-    with pytest.raises(Error, match="more than the 4 rows of a batch.*raise batch_size$"):
+    with pytest.raises(Error, match=r"more than the 4 rows of a batch.*raise batch_size$"):
         refuse(5, 10, 4)
 
 

@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 
@@ -66,12 +67,8 @@ def calls(world):
     world.average(module)
     assert module[1].running_mean.tolist() == [0.5] * 3
     assert torch.equal(module.far, torch.tensor([0.1, -torch.inf, torch.inf]))
-    try:
+    with pytest.raises(Error, match="different models"):
         world.spread(nn.Linear(2, 2 + rank))
-    except Error as error:
-        assert "different models" in str(error)
-    else:
-        raise AssertionError
 
 
 def called_then_failed():
