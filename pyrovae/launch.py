@@ -57,7 +57,7 @@ def launch(arguments: Sequence[str], processes: int, program: str = COMMAND) -> 
         raise Error(
             "this process is one of several already: leave processes to torchrun", "processes"
         )
-    store = group.TCPStore(HERE, 0, is_master=True, wait_for_workers=False)
+    store = group.TCPStore(HERE, 0, is_master=True, wait_for_workers=False)  # type: ignore
     words = [sys.executable, "-P", "-c", BEGIN + program, json.dumps(sys.path), *arguments]
     with ExitStack() as stack:
         logs = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(processes)]

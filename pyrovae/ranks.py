@@ -21,7 +21,7 @@ ranks speak over gloo, and tensors on GPUs over NCCL. A world of one says nothin
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -95,8 +95,7 @@ class World:
         there = torch.tensor([gradient is not None for gradient in gradients])
         known = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         flat = torch.cat([*(g.flatten() for g in known), there.to(known[0])]).mul_(weight)
-        with _heard():
-            group.all_reduce(flat)
+        _heard(group.all_reduce, flat)
         *sums, reached = flat.split([*(p.numel() for p in parameters), len(parameters)])
         anywhere = there if there.all() else reached.cpu() > 0
         for p, gradient, some in zip(parameters, sums, anywhere.tolist(), strict=True):
@@ -109,8 +108,7 @@ class World:
         if self.size == 1:
             return tensor
         total = tensor.detach().clone()
-        with _heard():
-            group.all_reduce(total)
+        _heard(group.all_reduce, total)
         return total
 
     def any(self, flag: bool) -> bool:
@@ -122,8 +120,7 @@ class World:
         if self.size == 1:
             return value
         values = [value if self.first else None]
-        with _heard():
-            group.broadcast_object_list(values, 0)
+        _heard(group.broadcast_object_list, values, 0)
         return values[0]  # type: ignore[return-value]
 
     def gathered(self, value: V) -> list[V]:
@@ -131,8 +128,7 @@ class World:
         values: list[Any] = [value]
         if self.size > 1:
             values *= self.size
-            with _heard():
-                group.all_gather_object(values, value)
+            _heard(group.all_gather_object, values, value)
         return values
 
     def whole(self, values: Tensor) -> Tensor:
@@ -170,10 +166,9 @@ class World:
         for some in _alike(b for b in module.buffers() if b.is_floating_point()):
             mine = torch.cat([buffer.flatten() for buffer in some])
             mean = mine.clone()
-            with _heard():
-                group.broadcast(mean, 0)
-                apart = torch.where(mine == mean, 0, mine - mean)
-                group.all_reduce(apart)
+            _heard(group.broadcast, mean, 0)
+            apart = torch.where(mine == mean, 0, mine - mean)
+            _heard(group.all_reduce, apart)
             mean += apart / self.size
             for buffer, values in zip(some, mean.split([b.numel() for b in some]), strict=True):
                 buffer.copy_(values.view_as(buffer))
@@ -204,8 +199,7 @@ def joined(device: str | None = None) -> Iterator[World]:
     parallel = device is not None and torch.device(device).type == "cuda"
     if parallel:
         _take_gpu(str(device))
-    with _heard():
-        group.init_process_group("cpu:gloo,cuda:nccl" if parallel else "gloo")
+    _heard(group.init_process_group, "cpu:gloo,cuda:nccl" if parallel else "gloo")
     world = World(group.get_rank(), group.get_world_size())
     try:
         yield world
@@ -249,14 +243,18 @@ def _take_gpu(device: str) -> None:
     torch.cuda.set_device(place)
 
 
-@contextmanager
-def _heard() -> Iterator[None]:
-    """End this process, without a traceback, where the others cannot be reached."""
+def _heard(call: Callable[..., Any], *args: Any) -> None:
+    """Call; where the others cannot be reached, end this process, without a traceback.
+
+    The failure is let go of before: it holds the group, which has to end before the process does.
+    """
     try:
-        yield
+        call(*args)
+        return
     except RuntimeError as failure:
-        logger.error(f"Process {os.environ.get('RANK')} lost the others: {brief(failure)}")
-        raise SystemExit(LOST) from failure
+        reason = brief(failure)
+    logger.error(f"Process {os.environ.get('RANK')} lost the others: {reason}")
+    raise SystemExit(LOST)
 
 
 def _alike(tensors: Iterable[Tensor]) -> Iterable[list[Tensor]]:

@@ -45,33 +45,27 @@ def compared(folder, x, processes, case):
     return max((found[0][name] - tensor).abs().max().item() for name, tensor in wanted.items())
 
 
-def test_two_processes_do_what_one_does(digits, tmp_path):
-    program = "import digits_world; digits_world.main()"
-    assert launch([str(tmp_path), "plain"], 2, program) == 0
+def life(name):
+    return f"import world_calls; world_calls.{name}()"
+
+
+def test_two_processes_do_what_one_does_and_one_that_fails_ends_both(digits, tmp_path, capfd):
+    assert launch([str(tmp_path), "plain"], 2, life("called_fitted_and_failed")) == 2
+    said = capfd.readouterr()
+    assert said.out == "heard from 0\n"
+    assert said.err.splitlines()[-1] == "pyrovae: this cannot be"
+    assert "Traceback" not in said.err
     assert compared(tmp_path, digits, 2, "plain") < 1e-6
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 3])
 def test_so_do_recorded_steps_and_more_processes(digits, tmp_path, processes):
-    program = "import digits_world; digits_world.main()"
-    assert launch([str(tmp_path), "recorded", "exact"], processes, program) == 0
+    assert launch([str(tmp_path), "recorded", "exact"], processes, life("fitted")) == 0
     assert compared(tmp_path, digits, processes, "recorded") < 1e-5
     with safe_open(tmp_path / "recorded-1.safetensors", "pt") as file:
         assert file.metadata()["backend"] == "replay"
     assert compared(tmp_path, digits, processes, "exact") < 1e-13
-
-
-def life(name):
-    return f"import world_calls; world_calls.{name}()"
-
-
-def test_all_calls_and_a_process_that_fails(capfd):
-    assert launch([], 2, life("called_then_failed")) == 2
-    said = capfd.readouterr()
-    assert said.out == "heard from 0\n"
-    assert said.err.splitlines()[-1] == "pyrovae: this cannot be"
-    assert "Traceback" not in said.err
 
 
 @pytest.mark.slow

@@ -71,15 +71,36 @@ def calls(world):
         world.spread(nn.Linear(2, 2 + rank))
 
 
-def called_then_failed():
-    """All calls; then one process makes a user's mistake while the other waits for it."""
-    with mistakes(), joined() as world:
-        calls(world)
-        print(f"heard from {world.rank}", flush=True)
-        if not world.first:
-            raise Error("this cannot be")
-        world.any(False)
-        raise AssertionError
+def called_fitted_and_failed():
+    """All calls, a fit; then one process makes a user's mistake while the other waits for it."""
+    from digits_world import fits
+
+    try:
+        with mistakes(), joined() as world:
+            calls(world)
+            fits(world, *sys.argv[1:])
+            print(f"heard from {world.rank}", flush=True)
+            if not world.first:
+                raise Error("this cannot be")
+            world.any(False)
+            raise AssertionError
+    finally:
+        without_group()
+
+
+def fitted():
+    """A fit."""
+    from digits_world import fits
+
+    with joined() as world:
+        fits(world, *sys.argv[1:])
+    without_group()
+
+
+def without_group():
+    """Threads that outlive the world make gloo abort at exit, now and then."""
+    for thread in Path("/proc/self/task").glob("*/comm"):
+        assert "gloo" not in thread.read_text()
 
 
 class mistakes:  # noqa: N801
