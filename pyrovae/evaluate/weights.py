@@ -23,6 +23,7 @@ No training knob is read here: the log densities are the unscaled ones.
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -90,11 +91,40 @@ def log_weights(model: Model, data: Any, particles: int = 1) -> Tensor:
 
 def weigh(model: Model, batch: Batch, particles: int) -> Tensor:
     """The log-weights of rows that are where the model is, and that it takes."""
+    return over_states(terms(model, batch, particles).log_w)
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What the log-weights of rows are the sum of.
+
+    Args:
+        guide: the run of the guide.
+        p: the log densities of the sites of the model.
+        q: those of the sites of the guide that are drawn, not summed over.
+        log_w: their difference, `(*states, particles, rows)`, with one state where nothing is
+            summed over.
+    """
+
+    guide: poutine.Trace
+    p: dict[str, Tensor]
+    q: dict[str, Tensor]
+    log_w: Tensor
+
+
+def terms(model: Model, batch: Batch, particles: int) -> Terms:
+    """The terms of the log-weights of rows that are where the model is, and that it takes."""
     plate = pyro.plate("particles", particles, dim=-2)
     guide, joint = paired_traces(model, batch, plate, enumerates=model.enumerates)
-    log_p = log_density(joint, particles, len(batch))
-    log_q = log_density(guide, particles, len(batch), _is_drawn)
-    return (log_p - log_q.to(log_p)).flatten(0, -3).logsumexp(0)
+    p = log_densities(joint, len(batch))
+    q = log_densities(guide, len(batch), is_drawn)
+    log_p, log_q = (_total(of, particles, len(batch)) for of in (p, q))
+    return Terms(guide, p, q, log_p - log_q.to(log_p))
+
+
+def over_states(log_w: Tensor) -> Tensor:
+    """The logarithm of the sum over all states, `(particles, rows)`."""
+    return log_w.flatten(0, -3).logsumexp(0)
 
 
 def paired_traces(
@@ -127,7 +157,8 @@ def _latents(trace: poutine.Trace) -> set[str]:
     }
 
 
-def _is_drawn(site: Any) -> bool:
+def is_drawn(site: Any) -> bool:
+    """Whether a latent is drawn, not summed over."""
     return "_enumerate_dim" not in site["infer"]
 
 
@@ -159,12 +190,25 @@ def log_density(
 
     Its shape is `(states, particles, rows)`, with one state where nothing is enumerated.
     """
+    return _total(log_densities(trace, rows, of), particles, rows)
+
+
+def log_densities(
+    trace: poutine.Trace, rows: int, of: Callable[[Any], bool] = lambda _: True
+) -> dict[str, Tensor]:
+    """The unscaled log density of each site of a trace, or of some of them, by name."""
     refuse_global(trace, rows)
-    total = torch.zeros(())
-    for _, site in sites(trace):
-        if of(site):
-            entry = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
-            total = total + scale_and_mask(entry, mask=site["mask"])
+    return {
+        name: scale_and_mask(
+            site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"]), mask=site["mask"]
+        )
+        for name, site in sites(trace)
+        if of(site)
+    }
+
+
+def _total(densities: dict[str, Tensor], particles: int, rows: int) -> Tensor:
+    total = sum(densities.values(), torch.zeros(()))
     return total.expand(torch.broadcast_shapes(total.shape, (1, particles, rows)))
 
 
@@ -295,14 +339,22 @@ def _guided(
 
 def bound(model: Model, data: Any, seed: int = 0) -> float:
     """The mean ELBO over rows, one draw each, fixed by the seed; log p(x) where it is known."""
+    return means(model, data, seed, lambda rows: {"bound": bounds(model, rows)})["bound"].item()
+
+
+def bounds(model: Model, rows: Batch) -> Tensor:
+    """For each row a bound from one draw, or log p(x) where it is known, `(rows,)`."""
+    return model.log_prob(rows) if model.exact else log_weights(model, rows)[0]
+
+
+def means(
+    model: Model, data: Any, seed: int, of: Callable[[Batch], dict[str, Tensor]]
+) -> dict[str, Array]:
+    """The means over rows of what a function gives of some of them, `(rows, ...)` by name."""
     with torch.no_grad(), seeded(seed), in_mode(model, False):
-        rows = as_rows(data)
-        parts = (part for block in in_blocks(rows) for part in _parts(model, block))
-        return sum(part.double().sum().item() for part in parts) / len(rows)
-
-
-def _parts(model: Model, batch: Batch) -> Iterator[Tensor]:
-    """For each row a bound, or log p(x) where it is known, some rows at a time."""
-    if model.exact:
-        return iter((model.log_prob(batch),))
-    return (log_weights(model, rows) for rows in batch.split(BLOCK))
+        rows, totals = as_rows(data), dict[str, Array]()
+        for block in in_blocks(rows):
+            for some in [block] if model.exact else block.split(BLOCK):
+                for name, figure in of(some).items():
+                    totals[name] = totals.get(name, 0.0) + figure.double().sum(0).cpu().numpy()
+        return {name: total / len(rows) for name, total in totals.items()}
