@@ -18,7 +18,7 @@ LAYERS = [
     ("models",),
     ("columns", "sources", "conditions"),
     ("data", "proposal"),
-    ("graphs", "schedules"),
+    ("graphs", "logs", "schedules"),
     ("objectives", "optim", "precision"),
     ("compile",),
     ("evaluate", "report", "arviz"),
@@ -75,6 +75,7 @@ LOADED = """
 import sys
 {code}
 heavy = {{"torch", "sklearn", "matplotlib", "arviz_stats", "pandas", "xarray", "zuko"}}
+heavy |= {{"tensorboard", "wandb", "mlflow"}}
 print(*sorted(heavy & sys.modules.keys()))
 """
 
