@@ -2,8 +2,9 @@
 
 A log is told three things: that a fit begins, with its settings; the figures of each epoch; and
 how the fit ended. A fit that is taken up again from a checkpoint goes on in the same log: what
-names the log is kept in the run's folder, and an epoch that is gone through once more is there
-once. `Logs` is several of them, none of which can stop a fit.
+names the log is kept in the run's folder, and it is told all epochs from the first one on, as the
+last ones may not have been written; each is there once. `Logs` is several of them, none of which
+can stop a fit.
 
 Nothing needs a network: TensorBoard writes files, Weights & Biases stores them to be sent later,
 and MLflow has a database in a file.
@@ -64,7 +65,7 @@ class Log(Part):
 
     @abstractmethod
     def record(self, epoch: int, figures: Mapping[str, float]) -> None:
-        """An epoch is over.
+        """An epoch is over; told again of a fit that is taken up, it is there once.
 
         Args:
             epoch: counted from 0.
@@ -161,9 +162,9 @@ class Mlflow(Log):
         from mlflow.entities import Param
 
         own = folder and f"sqlite:///{folder.resolve() / 'mlflow.db'}"
-        self.client, self.last = MlflowClient(self.uri or own), -1
+        self.client, self.known = MlflowClient(self.uri or own), set[int]()
         if run := _kept(folder, "mlflow-id"):
-            self.run, self.last = run, self._recorded(run)
+            self.run, self.known = run, self._recorded(run)
             self.client.update_run(run, status="RUNNING")
             return
         found = self.client.get_experiment_by_name(self.experiment)
@@ -173,16 +174,15 @@ class Mlflow(Log):
         for first in range(0, len(params), BATCH):
             self.client.log_batch(self.run, params=params[first : first + BATCH])
 
-    def _recorded(self, run: str) -> int:
-        """The last epoch that the run has."""
+    def _recorded(self, run: str) -> set[int]:
+        """The epochs that the run has."""
         names = self.client.get_run(run).data.metrics
-        steps = (m.step for name in names for m in self.client.get_metric_history(run, name))
-        return max(steps, default=-1)
+        return {m.step for name in names for m in self.client.get_metric_history(run, name)}
 
     def record(self, epoch: int, figures: Mapping[str, float]) -> None:
         from mlflow.entities import Metric
 
-        if epoch > self.last:
+        if epoch not in self.known:
             now = int(1000 * time.time())
             metrics = [Metric(_word(name), value, now, epoch) for name, value in figures.items()]
             self.client.log_batch(self.run, metrics=metrics)
