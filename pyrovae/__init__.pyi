@@ -1,4 +1,4 @@
-from . import arviz, families, models, networks, objectives, plots, priors, transforms
+from . import arviz, families, logs, models, networks, objectives, plots, priors, transforms
 from .arviz import to_arviz
 from .assessment import Assessment, assess
 from .batch import Batch
@@ -113,6 +113,7 @@ __all__ = [
     "load",
     "log_likelihood",
     "log_weights",
+    "logs",
     "memorisation",
     "mixture_bound",
     "mmd",

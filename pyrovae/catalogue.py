@@ -17,6 +17,7 @@ from rich.console import Group
 from rich.table import Table
 
 import pyrovae.evaluate
+import pyrovae.logs
 import pyrovae.models
 import pyrovae.objectives
 import pyrovae.optimizers

@@ -120,11 +120,29 @@ def log_density(
         of: whether a site takes part.
         scaled: whether with the weights that handlers give to sites, such as `beta`.
     """
+    return total(log_densities(trace, rows, of, scaled), particles, rows)
+
+
+def log_densities(
+    trace: poutine.Trace,
+    rows: int,
+    of: Callable[[Any], bool] = lambda _: True,
+    scaled: bool = False,
+) -> dict[str, Tensor]:
+    """The log density of each site of a trace, or of some of them, by name."""
     refuse_global(trace, rows)
-    total = torch.zeros(())
-    for _, site in sites(trace):
-        if of(site):
-            entry = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
-            scale = site["scale"] if scaled else 1.0
-            total = total + scale_and_mask(entry, scale, site["mask"])
-    return total.expand(torch.broadcast_shapes(total.shape, (1, particles, rows)))
+    return {
+        name: scale_and_mask(
+            site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"]),
+            site["scale"] if scaled else 1.0,
+            site["mask"],
+        )
+        for name, site in sites(trace)
+        if of(site)
+    }
+
+
+def total(densities: Mapping[str, Tensor], particles: int, rows: int) -> Tensor:
+    """The sum of log densities, `(states, particles, rows)`."""
+    found = sum(densities.values(), torch.zeros(()))
+    return found.expand(torch.broadcast_shapes(found.shape, (1, particles, rows)))

@@ -18,7 +18,7 @@ LAYERS = [
     ("models",),
     ("columns", "sources", "conditions"),
     ("data", "proposal"),
-    ("graphs", "optimizers", "ranks"),
+    ("graphs", "logs", "optimizers", "ranks"),
     ("launch",),
     ("objectives", "optim", "precision"),
     ("compile",),
@@ -77,6 +77,7 @@ LOADED = """
 import sys
 {code}
 heavy = {{"torch", "sklearn", "matplotlib", "arviz_stats", "pandas", "xarray", "zuko"}}
+heavy |= {{"tensorboard", "wandb", "mlflow"}}
 print(*sorted(heavy & sys.modules.keys()))
 """
 

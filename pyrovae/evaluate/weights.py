@@ -21,8 +21,9 @@ No training knob is read here: the log densities are the unscaled ones.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,8 @@ from pyrovae.batch import Batch, as_batch, as_rows, in_blocks
 from pyrovae.models import Model
 from pyrovae.models.model import observed, require_model, require_positive
 from pyrovae.place import Place, destination, in_mode, placed, seeded, unchecked
-from pyrovae.traces import log_density, of_guide, of_model, sites
+from pyrovae.ranks import ALONE, World
+from pyrovae.traces import log_densities, of_guide, of_model, sites, total
 
 Array = NDArray[np.float64]
 BLOCK = 4096
@@ -88,11 +90,40 @@ def log_weights(model: Model, data: Any, particles: int = 1) -> Tensor:
 
 def weigh(model: Model, batch: Batch, particles: int) -> Tensor:
     """The log-weights of rows that are where the model is, and that it takes."""
+    return over_states(terms(model, batch, particles).log_w)
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What the log-weights of rows are the sum of.
+
+    Args:
+        guide: the run of the guide.
+        p: the log densities of the sites of the model.
+        q: those of the sites of the guide that are drawn, not summed over.
+        log_w: their difference, `(*states, particles, rows)`, with one state where nothing is
+            summed over.
+    """
+
+    guide: poutine.Trace
+    p: dict[str, Tensor]
+    q: dict[str, Tensor]
+    log_w: Tensor
+
+
+def terms(model: Model, batch: Batch, particles: int) -> Terms:
+    """The terms of the log-weights of rows that are where the model is, and that it takes."""
     plate = pyro.plate("particles", particles, dim=-2)
     guide, joint = paired_traces(model, batch, plate, enumerates=model.enumerates)
-    log_p = log_density(joint, particles, len(batch))
-    log_q = log_density(guide, particles, len(batch), _is_drawn)
-    return (log_p - log_q.to(log_p)).flatten(0, -3).logsumexp(0)
+    p = log_densities(joint, len(batch))
+    q = log_densities(guide, len(batch), is_drawn)
+    log_p, log_q = (total(of, particles, len(batch)) for of in (p, q))
+    return Terms(guide, p, q, log_p - log_q.to(log_p))
+
+
+def over_states(log_w: Tensor) -> Tensor:
+    """The logarithm of the sum over all states, `(particles, rows)`."""
+    return log_w.flatten(0, -3).logsumexp(0)
 
 
 def paired_traces(
@@ -109,7 +140,8 @@ def paired_traces(
         return guide, of_model(model.model, guide, (batch,), {}, plate)
 
 
-def _is_drawn(site: Any) -> bool:
+def is_drawn(site: Any) -> bool:
+    """Whether a latent is drawn, not summed over."""
     return "_enumerate_dim" not in site["infer"]
 
 
@@ -240,14 +272,30 @@ def _guided(
 
 def bound(model: Model, data: Any, seed: int = 0) -> float:
     """The mean ELBO over rows, one draw each, fixed by the seed; log p(x) where it is known."""
-    with torch.no_grad(), seeded(seed), in_mode(model, False):
-        rows = as_rows(data)
-        parts = (part for block in in_blocks(rows) for part in _parts(model, block))
-        return sum(part.double().sum().item() for part in parts) / len(rows)
+    return means(model, data, seed, lambda rows: {"bound": bounds(model, rows)})["bound"].item()
 
 
-def _parts(model: Model, batch: Batch) -> Iterator[Tensor]:
-    """For each row a bound, or log p(x) where it is known, some rows at a time."""
-    if model.exact:
-        return iter((model.log_prob(batch),))
-    return (log_weights(model, rows) for rows in batch.split(BLOCK))
+def bounds(model: Model, rows: Batch) -> Tensor:
+    """For each row a bound from one draw, or log p(x) where it is known, `(rows,)`."""
+    return model.log_prob(rows) if model.exact else log_weights(model, rows)[0]
+
+
+def means(
+    model: Model,
+    data: Any,
+    seed: int,
+    of: Callable[[Batch], dict[str, Tensor]],
+    world: World = ALONE,
+) -> dict[str, Array]:
+    """The means over rows of what a function gives of some of them, `(rows, ...)` by name.
+
+    Of several processes each goes through its part of the rows; all have the same means.
+    """
+    with torch.no_grad(), seeded(world.seed(seed)), in_mode(model, False):
+        whole, totals = as_rows(data), dict[str, Tensor]()
+        rows = world.part(whole)
+        for block in in_blocks(rows):
+            for some in [block] if model.exact else block.split(BLOCK):
+                for name, figure in of(some).items():
+                    totals[name] = figure.double().sum(0) + totals.get(name, 0.0)
+        return {k: world.sum(t).cpu().numpy() / len(whole) for k, t in totals.items()}
