@@ -27,10 +27,13 @@ from safetensors.torch import load_file, save
 
 from pyrovae.errors import Error, Interrupted, brief
 from pyrovae.inference import State
+from pyrovae.ranks import ALONE, World
 
 UNFINISHED = "unfinished"
 """The folder of checkpoints within that of a run."""
 KEPT = 2
+TOGETHER = 16
+"""After so many steps several processes ask one another whether one of them is to stop."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 logger = logging.getLogger("pyrovae")
 
@@ -43,6 +46,7 @@ class Checkpoints:
         request: what was asked for, as JSON holds it; a checkpoint of anything else is refused.
         minutes: one is written after so many.
         steps: and after so many steps, if given.
+        world: of the processes that go on together, of which the first writes and reads.
     """
 
     def __init__(
@@ -51,9 +55,10 @@ class Checkpoints:
         request: Mapping[str, Any],
         minutes: float = 5.0,
         steps: int | None = None,
+        world: World = ALONE,
     ) -> None:
         self.folder, self.request = folder, json.loads(json.dumps(request))
-        self.minutes, self.steps = minutes, steps
+        self.minutes, self.steps, self.world = minutes, steps, world
         self.count, self.written = 0, time.monotonic()
         self.asked: int | None = None
 
@@ -63,6 +68,11 @@ class Checkpoints:
         Raises:
             Error: something else was asked for; or there are checkpoints, all of them damaged.
         """
+        count, state = self.world.shared(self._found() if self.world.first else (0, None))
+        self.count = count
+        return state
+
+    def _found(self) -> tuple[int, State | None]:
         bad = []
         for path in reversed(self._files()):
             try:
@@ -74,14 +84,16 @@ class Checkpoints:
                 raise Error(another_spec(self.folder.parent, changed))
             if bad:
                 logger.warning(f"{'; '.join(bad)}: the fit goes on from '{path}'.")
-            self.count = int(path.stem)
-            return state
+            return int(path.stem), state
         if bad:
             raise Error(f"{'; '.join(bad)}: no other checkpoint is left, begin again with --force")
-        return None
+        return 0, None
 
     def save(self, state: State) -> None:
         """Write a checkpoint, and remove those before the last two."""
+        self.written = time.monotonic()
+        if not self.world.first:
+            return
         values = json.dumps(state.values | {"request": self.request})
         tensors = {name: t.detach().cpu().contiguous() for name, t in state.tensors.items()}
         path = self.folder / f"{self.count:09}.safetensors"
@@ -98,13 +110,14 @@ class Checkpoints:
                 old.unlink()
         except OSError as failure:
             raise Error(f"'{path}' cannot be written: {failure.strerror}") from None
-        self.written = time.monotonic()
 
     def stepped(self) -> bool:
         """Count a step; returns whether a checkpoint is due."""
         self.count += 1
-        late = time.monotonic() - self.written >= 60 * self.minutes
-        return late or self.asked is not None or bool(self.steps and self.count % self.steps == 0)
+        wanted = time.monotonic() - self.written >= 60 * self.minutes or self.asked is not None
+        if self.world.size > 1:
+            wanted = self.count % TOGETHER == 0 and self.world.any(wanted)
+        return wanted or bool(self.steps and self.count % self.steps == 0)
 
     def obey(self) -> None:
         """End the fit if it was asked to stop; its checkpoint has been written.
@@ -112,8 +125,8 @@ class Checkpoints:
         Raises:
             Interrupted: it was.
         """
-        if self.asked is not None:
-            raise Interrupted(f"stopped after {self.count} steps", 128 + self.asked)
+        if asked := max(self.world.gathered(self.asked or 0)):
+            raise Interrupted(f"stopped after {self.count} steps", 128 + asked)
 
     @contextmanager
     def listening(self) -> Iterator[None]:

@@ -7,7 +7,7 @@ optimum than the last step does; a fit that has one judges it, and ends at it.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,10 +16,11 @@ from torch import Tensor
 
 from pyrovae.batch import Rows
 from pyrovae.errors import Error
-from pyrovae.evaluate.weights import bound
+from pyrovae.evaluate.parts import parts
 from pyrovae.inference import Epoch, State, weights
 from pyrovae.models import Model
 from pyrovae.progress import Bar
+from pyrovae.ranks import ALONE, World
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -86,6 +87,9 @@ class Watch:
         patience: the fit stops after so many epochs without a higher bound.
         selects: whether it ends at the weights of the best epoch, not of the last.
         averaged: a context in which the model has the weights to be judged, if not its own.
+        sample: training rows whose bound is taken apart where there are no validation rows.
+        pace: that is done after every so many epochs.
+        world: of the processes that fit together.
     """
 
     def __init__(
@@ -97,9 +101,13 @@ class Watch:
         patience: int | None = None,
         selects: bool = True,
         averaged: Callable[[], AbstractContextManager[Any]] | None = None,
+        sample: Rows | None = None,
+        pace: int = 1,
+        world: World = ALONE,
     ) -> None:
         self.model, self.held_out, self.bar, self.patience = model, held_out, bar, patience
         self.selects, self.averaged = selects and held_out is not None, averaged
+        self.sample, self.pace, self.world = sample, pace, world
         self.seen: list[Epoch] = []
         self.best, self.kept = 0, dict[str, Tensor]()
 
@@ -132,10 +140,14 @@ class Watch:
         return self._history(stopped)
 
     def _judged(self, epoch: Epoch) -> Epoch:
-        """The epoch with the bound on validation rows."""
+        """The epoch with the bound on validation rows, and its parts."""
         with self.averaged() if self.averaged else nullcontext():
             if self.held_out is not None:
-                epoch = replace(epoch, validation=bound(self.model, self.held_out))
+                figures = parts(self.model, self.held_out, world=self.world)
+                epoch = _with(replace(epoch, validation=figures.pop("bound")), figures)
+            elif self.sample is not None and epoch.index % self.pace == 0:
+                figures = parts(self.model, self.sample, world=self.world)
+                epoch = _with(epoch, {k: v for k, v in figures.items() if k != "bound"})
             self._see(epoch)
             if self.best == epoch.index and (self.selects or self.averaged):
                 self.kept = weights(self.model)
@@ -160,6 +172,10 @@ class Watch:
         self.kept = state.below("kept")
         for epoch in state.values["seen"]:
             self._see(Epoch(**epoch))
+
+
+def _with(epoch: Epoch, figures: Mapping[str, float]) -> Epoch:
+    return replace(epoch, figures={**epoch.figures, **figures})
 
 
 def _rank(epoch: Epoch) -> tuple[float, int]:

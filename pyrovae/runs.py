@@ -17,7 +17,7 @@ import shutil
 import tempfile
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -331,8 +331,12 @@ def _read(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
 
 
 def _csv(history: History | None) -> str:
-    text = io.StringIO()
+    """One line an epoch, with a column for each figure that any of them has."""
+    text, epochs = io.StringIO(), history.epochs if history else ()
+    names = list(dict.fromkeys(name for epoch in epochs for name in epoch.figures))
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("epoch", "loss", "validation", "seconds"))
-    writer.writerows(astuple(epoch) for epoch in (history.epochs if history else ()))
+    writer.writerow(("epoch", "loss", "validation", "seconds", *names))
+    for epoch in epochs:
+        figures = (epoch.figures.get(name, "") for name in names)
+        writer.writerow((epoch.index, epoch.loss, epoch.validation, epoch.seconds, *figures))
     return text.getvalue()

@@ -38,6 +38,7 @@ from pyrovae.inference.failures import culprit, finite
 from pyrovae.models import Model
 from pyrovae.optim import Optim
 from pyrovae.place import RandomState, in_mode, unchecked
+from pyrovae.ranks import ALONE, World
 from pyrovae.schedules import Dials, Now
 
 
@@ -51,6 +52,7 @@ class SVI(pyro.infer.SVI):
         loss: the estimator.
         parts: a batch is gone through in so many parts, whose gradients are added up: it need not
             fit into memory as a whole.
+        world: of the processes that each have a part of a batch, and take its step together.
     """
 
     def __init__(
@@ -60,19 +62,26 @@ class SVI(pyro.infer.SVI):
         optim: Optim,
         loss: pyro.infer.ELBO,
         parts: int = 1,
+        world: World = ALONE,
     ) -> None:
         super().__init__(model, guide, optim, loss)
-        self.elbo, self.parts = loss, parts
+        self.elbo, self.parts, self.world = loss, parts, world
         self.backward = loss.backward if isinstance(loss, Recorded) else partial(backward, loss)
 
-    def step(self, batch: Batch, only: Collection[Tensor] | None = None) -> Tensor:
+    def step(
+        self, batch: Batch, only: Collection[Tensor] | None = None, rows: int | None = None
+    ) -> Tensor:
         """Take one gradient step; returns the loss per row, detached.
 
         Args:
             batch: rows.
             only: the parameters that take part, all unless given.
+            rows: how many there are in the batches of all processes.
         """
         loss, parameters = self._backward(batch)
+        if self.world.size > 1:
+            parameters = dict(self.optim.names())
+            self.world.combine(parameters, len(batch), rows or len(batch))
         params = list(dict.fromkeys(parameters.values()))
         if only is not None:
             for parameter in params:
@@ -85,6 +94,8 @@ class SVI(pyro.infer.SVI):
     def _backward(self, batch: Batch) -> tuple[Tensor, Parameters]:
         """The loss per row and the parameters, with the gradients of all parts of a batch."""
         rows = len(batch)
+        if not rows:
+            return torch.zeros(()), {}
         first, *others = batch.split(-(-rows // self.parts)) if self.parts > 1 else (batch,)
         loss, parameters = self.backward(self.model, self.guide, first, rows=rows)
         for part in others:
@@ -127,6 +138,7 @@ class Course:
         accumulate: in how many parts a batch is gone through.
         encoder_steps: steps of the guide's parameters alone before each step of all, on batches
             of their own; rounded.
+        world: of the processes that go this way together.
     """
 
     def __init__(
@@ -140,9 +152,11 @@ class Course:
         batch_size: int,
         accumulate: int = 1,
         encoder_steps: float | Tensor = 0,
+        world: World = ALONE,
     ) -> None:
         self.model, self.elbo, self.optim, self.dials = model, elbo, optim, dials
-        self.engine = SVI(model.model, model.guide, optim, elbo, accumulate)
+        self.engine = SVI(model.model, model.guide, optim, elbo, accumulate, world)
+        self.world = world
         self.epochs, self.batch_size, self.encoder_steps = epochs, batch_size, encoder_steps
         self.epoch, self.step, self.seconds = 0, 0, 0.0
         self.order: int | None = None
@@ -167,27 +181,41 @@ class Course:
         began = time.perf_counter() - self.seconds
         self.model.zero_grad()
         while self.epoch < self.epochs:
-            self.order = new_order() if self.order is None else self.order
+            self.order = self.world.shared(new_order() if self.order is None else self.order)
             good = self.state()
             with self.model.scope(), in_mode(self.model, True), _quiet():
                 try:
                     self._sweep(rows, began, advance)
-                    total = torch.stack(self.losses).double().sum()
+                    total = self.world.sum(torch.stack(self.losses).double().sum())
                 except (RuntimeError, ValueError) as failure:
+                    if self.world.size > 1:
+                        raise
                     self.load(good)
                     if self.epoch == 0 or isinstance(failure, Error):
                         raise
                     total = torch.tensor(torch.nan)
                 if not finite(total, *self.model.parameters()):
-                    self.load(good)
-                    where = culprit(self, rows)
-                    self.load(good)
-                    raise Error(
-                        f"the fit failed in epoch {self.epoch}, {where}; "
-                        "the weights are those from before the epoch"
-                    )
-            yield Epoch(self.epoch, total.item() / len(rows), seconds=time.perf_counter() - began)
+                    raise Error(self._failure(good, rows))
+                self.world.average(self.model)
+            yield Epoch(
+                self.epoch,
+                total.item() / len(rows),
+                seconds=time.perf_counter() - began,
+                figures=self.dials.read(),
+            )
             self.epoch, self.step, self.order, self.losses = self.epoch + 1, 0, None, []
+
+    def _failure(self, good: State, rows: Rows) -> str:
+        """What went wrong since a state, which is gone back to."""
+        self.load(good)
+        where = "in some step"
+        if self.world.size == 1:
+            where = culprit(self, rows)
+            self.load(good)
+        return (
+            f"the fit failed in epoch {self.epoch}, {where}; "
+            "the weights are those from before the epoch"
+        )
 
     def hear(self, epoch: Epoch) -> None:
         """Know the bound of an epoch on the validation rows."""
@@ -213,23 +241,24 @@ class Course:
 
     def batches(self, rows: Rows) -> Iterator[Batch]:
         """The batches of the present epoch that are left."""
-        return ordered(rows, self.batch_size, self.order or 0, self.step)
+        return ordered(rows, self.batch_size, self.order or 0, self.step, self.world)
 
     def take(self, batch: Batch, rows: Rows) -> Tensor:
         """Take one step, and those of the encoder before it; returns the loss per row."""
         now = Now(self.epoch + self.step / -(-len(rows) // self.batch_size), tuple(self.bounds))
         self.dials.turn(now)
+        count = min(self.batch_size, len(rows) - self.step * self.batch_size)
         for _ in range(round(float(self.encoder_steps))):
-            self.engine.step(_some(rows, len(batch)), self._guided(batch))
+            self.engine.step(_some(rows, len(batch)), self._guided(rows), count)
         self.step += 1
-        return self.engine.step(batch)
+        return self.engine.step(batch, rows=count)
 
-    def _guided(self, batch: Batch) -> set[Tensor]:
+    def _guided(self, rows: Rows) -> set[Tensor]:
         """The parameters that the guide's draws or their densities depend on."""
         if not self.guided:
             random, model = RandomState(), self.model
             with in_mode(model, False):
-                trace = poutine.trace(model.guide).get_trace(batch)
+                trace = poutine.trace(model.guide).get_trace(rows[:1])
             random.restore()
             sites = [site for site in trace.nodes.values() if site["type"] == "sample"]
             parts = [part for s in sites for part in (s["value"], s["fn"].log_prob(s["value"]))]
@@ -244,9 +273,10 @@ class Course:
     def state(self) -> State:
         """All that the next step depends on, copied."""
         tensors = {"weights": weights(self.model), "optim": self.optim.state()}
-        tensors |= {"random": RandomState().tensors}
-        if self.losses:
-            tensors["losses"] = {"all": torch.stack(self.losses)}
+        losses = torch.stack(self.losses).cpu() if self.losses else torch.empty(0)
+        own = RandomState().tensors | {"losses": losses}
+        for rank, its in enumerate(self.world.gathered(own)):
+            tensors[f"rank {rank}"] = its
         recorded = self.elbo.state() if isinstance(self.elbo, Recorded) else {}
         return State(
             {f"{part}/{name}": t for part, named in tensors.items() for name, t in named.items()},
@@ -265,12 +295,13 @@ class Course:
         values = state.values
         self.model.load_state_dict(state.below("weights"))
         self.optim.load(state.below("optim"))
-        self.losses = list(state.tensors.get("losses/all", torch.empty(0)))
+        own = state.below(f"rank {self.world.rank}")
+        self.losses = list(own.pop("losses").to(next(self.model.parameters()).device))
         self.epoch, self.step, self.order = values["epoch"], values["step"], values["order"]
         self.bounds, self.seconds = list(values["bounds"]), values["seconds"]
         if isinstance(self.elbo, Recorded):
             self.elbo.load(values["recorded"])
-        RandomState(state.below("random")).restore()
+        RandomState(own).restore()
 
 
 def _nothing() -> None:

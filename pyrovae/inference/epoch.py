@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyrovae.batch import Batch, Rows, streamed
 from pyrovae.models import Model
+from pyrovae.ranks import ALONE, World
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,9 @@ def new_order() -> int:
     return int(torch.randint(2**62, ()))
 
 
-def ordered(rows: Rows, batch_size: int, order: int, done: int = 0) -> Iterator[Batch]:
+def ordered(
+    rows: Rows, batch_size: int, order: int, done: int = 0, world: World = ALONE
+) -> Iterator[Batch]:
     """The batches of an epoch, without those that are done.
 
     Args:
@@ -56,9 +59,10 @@ def ordered(rows: Rows, batch_size: int, order: int, done: int = 0) -> Iterator[
         batch_size: rows in a batch; the last one can be smaller.
         order: what `new_order` gave.
         done: how many batches are left out.
+        world: of the processes that each get a part of every batch.
     """
     generator = torch.Generator().manual_seed(order)
     if streamed(rows):
-        return rows.shuffled(batch_size, generator, done)
+        return map(world.part, rows.shuffled(batch_size, generator, done))
     places = torch.randperm(len(rows), generator=generator).split(batch_size)[done:]
-    return (rows[index].replace(index=index) for index in places)
+    return (rows[index].replace(index=index) for index in map(world.part, places))
