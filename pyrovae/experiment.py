@@ -20,7 +20,7 @@ import torch
 
 from pyrovae.assessment import Assessment, Depth, assess
 from pyrovae.batch import Batch
-from pyrovae.checkpoints import UNFINISHED, differences
+from pyrovae.checkpoints import differences
 from pyrovae.clustering import Clusters, class_names, cluster_latents
 from pyrovae.data import Data, load
 from pyrovae.errors import Error
@@ -84,7 +84,7 @@ def resume(folder: Path, spec: Spec | None, say: Say) -> Run:
     Raises:
         Error: there is nothing to go on with; the spec is not the one that was begun with.
     """
-    if (folder / UNFINISHED).exists():
+    if is_unfinished(folder):
         asked = begun(folder)
         modules = Path(asked["modules"]) if asked["modules"] else None
         spec = spec or parse(asked["table"], folder.name, (), modules)
@@ -333,7 +333,7 @@ def _finished(plan: Plan, force: bool) -> Run | None:
         discard_unfinished(plan.folder)
         return None
     refuse_other(plan.folder, plan.request())
-    if not plan.folder.exists() or is_unfinished(plan.folder):
+    if is_unfinished(plan.folder) or not plan.folder.exists():
         return None
     run = open_run(plan.folder)
     if "failed" in run.results:

@@ -68,9 +68,8 @@ def is_run(folder: Path) -> bool:
 
 
 def is_unfinished(folder: Path) -> bool:
-    """Whether a folder holds a fit that goes on, or was stopped, and nothing else."""
-    inside = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    return UNFINISHED in inside and inside <= {UNFINISHED, LOGS}
+    """Whether a folder holds a fit that goes on, or was stopped."""
+    return _exists(folder / UNFINISHED / "spec.json")
 
 
 def begin(folder: Path, asked: Mapping[str, Any]) -> None:
@@ -94,7 +93,7 @@ def begin(folder: Path, asked: Mapping[str, Any]) -> None:
 
 def refuse_other(folder: Path, request: Mapping[str, Any]) -> None:
     """Refuse to go on with a fit of something else."""
-    if (folder / UNFINISHED / "spec.json").exists():
+    if is_unfinished(folder):
         wanted = json.loads(json_text(request))
         if changed := differences(begun(folder)["request"], wanted):
             raise Error(another_spec(folder, changed))

@@ -347,5 +347,5 @@ def test_batches_are_taken_one_ahead_in_order():
 def test_rows_that_do_not_fit_are_streamed(small):
     rows = Raw(Batch(torch.arange(300.0)[:, None].expand(-1, 3)), device=torch.device("meta"))
     assert rows.streamed
-    drawn = torch.cat([batch.x for batch in rows._drawn(32)])
+    drawn = torch.cat([batch.x for batch in rows._drawn(32, torch.Generator())])
     assert sorted(drawn[:, 0].tolist()) == list(range(300))
