@@ -27,12 +27,12 @@ from pyrovae.errors import Error
 from pyrovae.evaluate import Comparison, LogLikelihood, log_likelihood
 from pyrovae.evaluate.comparison import ranked
 from pyrovae.files import write
-from pyrovae.fitting import check_rows
 from pyrovae.models import Model
 from pyrovae.parallel import fitted
 from pyrovae.part import check, keywords
 from pyrovae.plans import Plan, planned, refuse_plans
 from pyrovae.proposal import propose, settled
+from pyrovae.refusals import check_rows
 from pyrovae.report import FILES, write_report
 from pyrovae.runs import (
     Run,

@@ -16,32 +16,36 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from pyrovae.batch import Batch, Rows, beginning, gathered, in_blocks
 from pyrovae.checkpoints import UNFINISHED, Checkpoints
 from pyrovae.compile import Recorded, recorded
 from pyrovae.data import Data, fingerprint
-from pyrovae.errors import Error
 from pyrovae.graphs import How
 from pyrovae.history import FitError, History, Watch
 from pyrovae.inference import Course, Epoch, State, em, online_em, weights
+from pyrovae.logs import LOGS, Log, Logs
 from pyrovae.models import Model
 from pyrovae.models.model import require_model
 from pyrovae.objectives import ELBO, Objective
-from pyrovae.optim import Optim, refuse_rates
+from pyrovae.optim import Optim
 from pyrovae.optimizers import Adam, Optimizer
-from pyrovae.part import Part, encode, keywords, validated
-from pyrovae.place import Place, destination, seeded
+from pyrovae.part import encode, keywords, validated
+from pyrovae.place import destination, seeded
 from pyrovae.precision import HalfPrecision
 from pyrovae.progress import Bar, progress_bar
-from pyrovae.schedules import Dials, Quantity, Rate, Schedule
-from pyrovae.stored import kept
+from pyrovae.ranks import World, joined
+from pyrovae.refusals import refuse, rows_on
+from pyrovae.schedules import Dials, Quantity, Rate
 
 __all__ = ["FitError", "History", "fit"]
 
-ASIDE = {"checkpoint_minutes", "checkpoint_steps", "progress"}
+ASIDE = {"checkpoint_minutes", "checkpoint_steps", "logs", "progress"}
 """Settings that a fit's outcome does not depend on."""
+SAMPLE, PACE = 500, 200
+"""Without validation rows the bound of so many training rows is told, every so many steps."""
 
 
 @validated
@@ -62,6 +66,7 @@ def fit(
     average: Annotated[float, Field(gt=0, lt=1)] | None = None,
     encoder_steps: Quantity = 0,
     patience: PositiveInt | None = None,
+    logs: tuple[Log, ...] = (),
     objective: Objective = ELBO(),
     compile: How = "auto",  # noqa: A002
     autocast: bool = False,
@@ -103,6 +108,7 @@ def fit(
         encoder_steps: so many steps of the guide's parameters alone before each step of all: a
             number or a schedule, such as 5 for the first epochs and 0 after them.
         patience: SVI stops after this many epochs without a higher validation bound.
+        logs: where the figures of each epoch go beside the history, such as `("tensorboard",)`.
         objective: the bound that SVI maximises.
         compile: whether SVI's steps are recorded and compiled. With `auto` they are recorded
             where a thousand are planned, and compiled from nine thousand on, or more of a small
@@ -141,95 +147,140 @@ def fit(
     if isinstance(train, Data):
         train, validation = train.rows_of(model, "train", "validation")
     began, method = time.perf_counter(), method or model.method
-    place = destination(model, device, dtype or (None if method == "svi" else "float64"))
-    with seeded(seed), progress_bar(model.kind, progress) as bar:
+    folder = None if folder is None else Path(folder)
+    with (
+        joined(device) as world,
+        seeded(world.seed(seed)),
+        progress_bar(model.kind, progress and world.first) as bar,
+    ):
+        place = destination(model, device, dtype or (None if method == "svi" else "float64"))
         rows = rows_on(train, "train", place)
         everything = gathered(rows)
         held_out = None
         if validation is not None:
             held_out = gathered(rows_on(validation, "validation", place))
-        refuse(model, everything, held_out, method, settings)
-        checkpoints = _checkpoints(folder, model, everything, settings)
+        refuse(model, everything, held_out, method, settings, world.size)
+        checkpoints = _checkpoints(folder, model, everything, settings, world)
         state = checkpoints.latest() if checkpoints else None
         if state and "history" in state.values:
             return _finished(model.to(*place), state)
+        told = Logs(logs if world.first else ())
+        if told.open:
+            whole = {"model": model.spec(), "train": encode(settings)}
+            told.begin(folder and folder / LOGS, whole)
         model.to(*place)
-        dials = Dials(place[0])
-        dials.join(model)
-        elbo = objective.build(model.enumerates, dials)
-        if method == "em":
-            history = _fit_em(model, everything, held_out, bar, epochs, tolerance, restarts, start)
-        else:
-            if start:
-                model.start(beginning(everything))
-            del everything
-            bar.begin(epochs * len(rows))
-            if method == "svi":
-                size = batch_size or min(128, len(rows))
-                steps = epochs * accumulate * (len(rows) // size)
-                elbo = HalfPrecision(elbo) if autocast else elbo
-                course = Course(
-                    model,
-                    recorded(elbo, compile, steps, others=epochs),
-                    Optim(
-                        optimizer,
-                        dials("learning_rate", learning_rate),
-                        names=model.named_parameters,
-                        rates=rates or {},
-                        clip=clip,
-                        average=average,
-                    ),
-                    dials,
-                    epochs=epochs,
-                    batch_size=size,
-                    accumulate=accumulate,
-                    encoder_steps=dials("encoder_steps", encoder_steps),
-                )
-                history = _fit_svi(course, rows, held_out, bar, patience, checkpoints, state)
-            else:
+        if start and method != "em":
+            model.start(beginning(everything))
+        world.spread(model)
+        bar.begin(epochs * len(rows))
+        try:
+            if method == "em":
+                history = _fit_em(model, everything, held_out, bar, told, settings)
+            elif method == "online-em":
                 size = batch_size or min(1024, len(rows))
-                passes = online_em(
-                    model, rows, epochs=epochs, batch_size=size, advance=bar.advance
-                )
-                history = Watch(model, held_out, bar, patience=patience).follow(passes)
-    history = replace(history, seconds=time.perf_counter() - began)
-    if checkpoints:
-        checkpoints.save(_outcome(model, history))
+                advance = bar.advance
+                passes = online_em(model, rows, epochs=epochs, batch_size=size, advance=advance)
+                watch = Watch(model, held_out, bar, patience=patience)
+                history = watch.follow(passes, told.hear)
+            else:
+                course = _course(model, len(rows), place[0], settings, world)
+                sample = beginning(everything)[:SAMPLE] if held_out is None else None
+                del everything
+                watch = _watch(course, held_out, sample, bar, patience)
+                history = _fit_svi(course, watch, rows, told, checkpoints, state)
+        finally:
+            told.end({})
+        history = replace(history, seconds=time.perf_counter() - began)
+        if checkpoints:
+            checkpoints.save(_outcome(model, history))
     return history
+
+
+def _course(
+    model: Model, rows: int, device: torch.device, settings: Mapping[str, Any], world: World
+) -> Course:
+    """A fit by SVI that is about to begin."""
+    dials = Dials(device)
+    dials.join(model)
+    elbo = settings["objective"].build(model.enumerates, dials)
+    epochs, accumulate = settings["epochs"], settings["accumulate"]
+    size = settings["batch_size"] or min(128, rows)
+    steps = epochs * accumulate * (rows // size)
+    elbo = HalfPrecision(elbo) if settings["autocast"] else elbo
+    optim = Optim(
+        settings["optimizer"],
+        dials("learning_rate", settings["learning_rate"]),
+        names=model.named_parameters,
+        rates=settings["rates"],
+        clip=settings["clip"],
+        average=settings["average"],
+    )
+    return Course(
+        model,
+        recorded(elbo, settings["compile"], steps, others=epochs),
+        optim,
+        dials,
+        epochs=epochs,
+        batch_size=size,
+        accumulate=accumulate,
+        encoder_steps=dials("encoder_steps", settings["encoder_steps"]),
+        world=world,
+    )
+
+
+def _watch(
+    course: Course, held_out: Rows | None, sample: Rows | None, bar: Bar, patience: int | None
+) -> Watch:
+    """What judges the epochs of a fit by SVI."""
+    steps = -(-bar.total // (course.epochs * course.batch_size))
+    return Watch(
+        course.model,
+        held_out,
+        bar,
+        patience=patience,
+        averaged=course.averaged if course.optim.average else None,
+        sample=sample,
+        pace=-(-PACE // steps),
+        world=course.world,
+    )
 
 
 def _fit_svi(
     course: Course,
+    watch: Watch,
     rows: Rows,
-    held_out: Rows | None,
-    bar: Bar,
-    patience: int | None,
+    told: Logs,
     checkpoints: Checkpoints | None,
     state: State | None,
 ) -> History:
     """Go through the epochs, from a state on if there is one, with a checkpoint now and then."""
-    averaged = course.averaged if course.optim.average else None
-    watch = Watch(course.model, held_out, bar, patience=patience, averaged=averaged)
     if state:
         course.load(state)
         watch.load(state)
-        bar.advance(course.epoch * len(rows) + min(course.step * course.batch_size, len(rows)))
+        done = course.epoch * len(rows) + min(course.step * course.batch_size, len(rows))
+        watch.bar.advance(done)
+    for epoch in watch.seen:
+        told.hear(epoch)
 
     def look() -> None:
         if checkpoints and checkpoints.stepped():
             checkpoints.save(course.state() | watch.state())
             checkpoints.obey()
 
+    def heard(epoch: Epoch) -> None:
+        course.hear(epoch)
+        told.hear(epoch)
+
     course.after = look
     with checkpoints.listening() if checkpoints else nullcontext():
-        history = watch.follow(course.run(rows, bar.advance), course.hear)
+        history = watch.follow(course.run(rows, watch.bar.advance), heard)
     if isinstance(course.elbo, Recorded):
         history = replace(history, compiled=course.elbo.backend, remark=course.elbo.reason)
     return history
 
 
 def _checkpoints(
-    folder: Path | str | None, model: Model, rows: Rows, settings: dict[str, Any]
+    folder: Path | None, model: Model, rows: Rows, settings: Mapping[str, Any], world: World
 ) -> Checkpoints | None:
     """The checkpoints of a fit, which know all that it depends on."""
     if folder is None:
@@ -238,10 +289,10 @@ def _checkpoints(
         "model": model.spec(),
         "train": {name: encode(value) for name, value in settings.items() if name not in ASIDE},
         "rows": fingerprint(beginning(rows)),
+        "processes": world.size,
     }
-    place = Path(folder) / UNFINISHED
     minutes, steps = settings["checkpoint_minutes"], settings["checkpoint_steps"]
-    return Checkpoints(place, request, minutes, steps)
+    return Checkpoints(folder / UNFINISHED, request, minutes, steps, world)
 
 
 def _outcome(model: Model, history: History) -> State:
@@ -262,93 +313,23 @@ def _fit_em(
     rows: Rows,
     held_out: Rows | None,
     bar: Bar,
-    epochs: int,
-    tolerance: float,
-    restarts: int,
-    start: bool,
+    told: Logs,
+    settings: Mapping[str, Any],
 ) -> History:
     """Run the iterations from all starts, and end at the weights of the highest likelihood."""
-    runs = model
-    if start:
-        runs = model.beside(restarts)
+    runs, epochs = model, settings["epochs"]
+    if settings["start"]:
+        runs = model.beside(settings["restarts"])
         runs.start(beginning(rows))
         model.choose(runs, 0)
-    bar.begin(epochs * len(rows))
     batches = rows if isinstance(rows, Batch) else in_blocks(rows)
-    passes = em(model, batches, epochs=epochs, tolerance=tolerance, runs=runs, advance=bar.advance)
-    history = Watch(model, held_out, bar, selects=False).follow(passes)
+    passes = em(
+        model,
+        batches,
+        epochs=epochs,
+        tolerance=settings["tolerance"],
+        runs=runs,
+        advance=bar.advance,
+    )
+    history = Watch(model, held_out, bar, selects=False).follow(passes, told.hear)
     return replace(history, stopped="converged") if len(history.epochs) < epochs else history
-
-
-def rows_on(data: Any, name: str, place: Place) -> Rows:
-    """The rows at a place, with the name of the rows in the error."""
-    try:
-        return kept(data, place[0]).to(*place)
-    except Error as error:
-        raise error.under(name) from None
-
-
-def refuse(
-    model: Model,
-    train: Rows,
-    validation: Rows | None,
-    method: str,
-    settings: Mapping[str, Any],
-) -> None:
-    """Refuse what `fit` cannot do, before anything is done.
-
-    Args:
-        model: to be fitted.
-        train: rows.
-        validation: rows, if any.
-        method: of the fit.
-        settings: arguments of `fit`.
-
-    Raises:
-        Error: rows that the model cannot have generated, too few of them, a method that the model
-            has not, what judges by validation rows without any.
-    """
-    batch_size = settings["batch_size"]
-    model.refuse_training(method)
-    for name, rows in (("train", train), ("validation", validation)):
-        if rows is not None:
-            check_rows(model, rows, name)
-    if method != "svi":
-        model.expect(train[:1].to(*destination(model)))
-    if method != "em" and batch_size and len(train) < batch_size:
-        raise Error(
-            f"{len(train)} training rows are fewer than a batch of {batch_size}: lower batch_size",
-            "train",
-        )
-    if len(train) < model.least_rows:
-        raise Error(
-            f"{model.least_rows} components need at least as many rows, got {len(train)}",
-            "train",
-        )
-    refuse_rates(settings.get("rates") or {}, dict(model.named_parameters()))
-    if validation is None and (name := _judge(model, settings)):
-        raise Error(
-            f"{name} judges by validation rows: pass validation, or leave it out",
-            "patience" if settings["patience"] else "",
-        )
-
-
-def _judge(model: Model, settings: Mapping[str, Any]) -> str:
-    """What looks at bounds on validation rows, if anything does."""
-    if settings["patience"]:
-        return "early stopping"
-    parts = (model, *settings.values())
-    modules = (m for part in parts if isinstance(part, Part) for m in part.modules())
-    return next((m.kind for m in modules if isinstance(m, Schedule) and m.judges), "")
-
-
-def check_rows(model: Model, rows: Rows, name: str) -> None:
-    """`model.check`, with the name of the rows in the error, and where the block begins."""
-    first = 0
-    for batch in in_blocks(rows):
-        try:
-            model.check(batch)
-        except Error as error:
-            block = "" if len(batch) == len(rows) else f"[{first}:{first + len(batch)}]"
-            raise error.under(f"{name}{block}") from None
-        first += len(batch)

@@ -23,10 +23,13 @@ from typing import Any, ClassVar, Literal
 
 from pyrovae.errors import Error, brief
 from pyrovae.files import json_text, write
+from pyrovae.inference import Epoch
 from pyrovae.part import Part
 
 logger = logging.getLogger("pyrovae")
 
+LOGS = "logs"
+"""The folder of logs within that of a run."""
 BATCH = 100
 """The settings that MLflow takes at a time, at most."""
 LONGEST = 6000
@@ -233,8 +236,13 @@ class Logs:
                 raise Error(why, "logs") from failure
             self.open.append(log)
 
+    def hear(self, epoch: Epoch) -> None:
+        """An epoch is over, and judged."""
+        known = {"loss": epoch.loss, "validation": epoch.validation, "seconds": epoch.seconds}
+        self.record(epoch.index, known | dict(epoch.figures))
+
     def record(self, epoch: int, figures: Mapping[str, float]) -> None:
-        """An epoch is over."""
+        """An epoch is over, with these figures."""
         self._tell(f"after epoch {epoch}", lambda log: log.record(epoch, figures))
 
     def end(self, figures: Mapping[str, Any]) -> None:

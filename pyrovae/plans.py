@@ -20,11 +20,12 @@ from pyrovae.data import Data
 from pyrovae.errors import Error, Interrupted
 from pyrovae.evaluate import select
 from pyrovae.evaluate.comparison import refuse_incomparable, refuse_shared
-from pyrovae.fitting import ASIDE, check_rows, fit, refuse
+from pyrovae.fitting import ASIDE, fit
 from pyrovae.history import FitError, History
 from pyrovae.models import Model
 from pyrovae.part import check, keywords
 from pyrovae.place import destination, seeded
+from pyrovae.refusals import check_rows, refuse
 from pyrovae.runs import Run, begin, discard_unfinished, is_run, save
 from pyrovae.specs import Spec, build
 from pyrovae.variants import candidates

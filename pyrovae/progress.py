@@ -14,11 +14,11 @@ class Bar:
     def __init__(self, progress: Progress, title: str) -> None:
         self.progress = progress
         self.task = progress.add_task(title, loss="", speed="", total=None)
-        self.rows, self.began = 0, time.perf_counter()
+        self.rows, self.total, self.began = 0, 0, time.perf_counter()
 
     def begin(self, total: int) -> None:
         """A fit over `total` rows, all epochs counted."""
-        self.rows, self.began = 0, time.perf_counter()
+        self.rows, self.total, self.began = 0, total, time.perf_counter()
         self.progress.reset(self.task, total=total)
 
     def name(self, title: str) -> None:

@@ -27,7 +27,6 @@ from torch import Tensor
 from pyrovae.batch import Batch, Rows, beginning, gathered
 from pyrovae.data import Data
 from pyrovae.errors import Error
-from pyrovae.fitting import refuse, rows_on
 from pyrovae.history import Watch
 from pyrovae.inference import Epoch
 from pyrovae.models import Model
@@ -36,6 +35,7 @@ from pyrovae.part import validated
 from pyrovae.place import destination, in_mode, seeded, unchecked
 from pyrovae.priors import Prior
 from pyrovae.progress import progress_bar
+from pyrovae.refusals import refuse, rows_on
 
 
 @validated

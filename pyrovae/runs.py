@@ -32,11 +32,11 @@ from pyrovae.checkpoints import UNFINISHED, another_spec, differences
 from pyrovae.errors import Error
 from pyrovae.files import json_text, write
 from pyrovae.history import History
+from pyrovae.logs import LOGS
 from pyrovae.models import Model
 from pyrovae.place import seeded
 from pyrovae.versions import versions
 
-LOGS = "logs"
 FILES = ("spec.toml", "weights.safetensors", "history.csv", "results.json")
 
 
@@ -193,8 +193,10 @@ def save(
             (draft / "results.json").write_text(json_text(whole), "utf-8")
             for path in draft.iterdir():
                 path.chmod(0o644)
-            _keep_logs(folder, draft)
-            _replace(draft, folder)
+            if is_unfinished(folder) and not is_run(folder):
+                _finish(draft, folder)
+            else:
+                _replace(draft, folder)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
     except OSError as failure:
@@ -202,12 +204,14 @@ def save(
     return Run(folder, tree, model, whole)
 
 
-def _keep_logs(folder: Path, draft: Path) -> None:
-    """Move the logs of a fit, and those of other candidates, to where the run will be."""
-    if (folder / LOGS).is_dir():
-        (folder / LOGS).rename(draft / LOGS)
+def _finish(draft: Path, folder: Path) -> None:
+    """Move the files of a run to where its fit went on, the last one last; a run has them all."""
+    for name in FILES:
+        (draft / name).replace(folder / name)
     for logs in sorted(folder.glob(f"{UNFINISHED}/*/{LOGS}")):
-        logs.rename((draft / LOGS) / logs.parent.name)
+        (folder / LOGS).mkdir(exist_ok=True)
+        logs.rename(folder / LOGS / logs.parent.name)
+    discard_unfinished(folder)
 
 
 def _replace(draft: Path, folder: Path) -> None:
