@@ -43,6 +43,7 @@ Imports = Annotated[
 ]
 
 Depth = Literal["likelihood", "quick", "standard", "thorough"]
+On = Literal["processes", "ray", "optuna"]
 Form = StrEnum("Form", ["table", "markdown", "latex", "csv", "json"])
 FORMS: dict[Form, Callable[[Any], str]] = {
     Form.table: str,
@@ -94,6 +95,10 @@ def compare(
         int | None, typer.Option(min=1, help="How often to fit each model, as in the spec.")
     ] = None,
     processes: Annotated[int, typer.Option(min=1, help="How many fits at a time.")] = 1,
+    on: Annotated[
+        On,
+        typer.Option(help="Here, or on a Ray cluster; optuna insists on a [search]."),
+    ] = "processes",
     form: Annotated[
         Form,
         typer.Option("--format", help="What to print; other than the table, it stands alone."),
@@ -106,7 +111,7 @@ def compare(
     asked = read_spec(spec, [*(changes or ()), *([f"seeds={seeds}"] if seeds else [])])
     folder = out or Path("runs") / spec.stem
     say = functools.partial(typer.echo, err=form is not Form.table)
-    comparison = compare_spec(asked, folder, force, say, processes)
+    comparison = compare_spec(asked, folder, force, say, processes, on)
     typer.echo(FORMS[form](comparison).rstrip("\n"))
     say(f"saved in {folder}")
 
@@ -186,9 +191,9 @@ def schema() -> None:
     """Print the JSON schema of spec files, for editors."""
     import json
 
-    from pyrovae import specs
+    from pyrovae import schema
 
-    typer.echo(json.dumps(specs.schema(), indent=2))
+    typer.echo(json.dumps(schema.schema(), indent=2))
 
 
 def main() -> None:

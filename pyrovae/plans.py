@@ -130,17 +130,23 @@ class Plan:
 
 
 def planned(spec: Spec, data: Data, folder: Path) -> dict[str, list[Plan]]:
-    """For each model of a spec its fits, the first seed first, in folders within a folder.
+    """The plans of a spec, which are looked at.
 
     Raises:
         Error: what `refuse_plans` refuses.
     """
+    plans = plans_of(spec, data, folder)
+    refuse_plans(plans)
+    return plans
+
+
+def plans_of(spec: Spec, data: Data, folder: Path) -> dict[str, list[Plan]]:
+    """For each model of a spec its fits, the first seed first, in folders within a folder."""
     plans: dict[str, list[Plan]] = {name: [] for name in spec.models}
     for name, repeat, run in spec.runs():
         table = spec.table(name, repeat)
         title = f"{name}, seed {table['train']['seed']}" if repeat else name
         plans[name].append(Plan(title, spec.paths[name], table, folder / run, data))
-    refuse_plans(plans)
     return plans
 
 

@@ -145,6 +145,26 @@ def save(
     return Run(folder, tree, model, whole)
 
 
+def restore(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write a run folder from the files of one, by their places in it, replacing a run there.
+
+    Raises:
+        Error: something that is no run is there, or the folder cannot be written.
+    """
+    refuse_existing(folder, force=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as beside:
+            draft = Path(beside, folder.name)
+            for place, content in files.items():
+                file = draft / place
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(content)
+            _replace(draft, folder)
+    except OSError as failure:
+        raise Error(f"'{folder}' cannot be written: {failure.strerror}") from None
+
+
 def _replace(draft: Path, folder: Path) -> None:
     """Move a finished folder to its place; what was there goes when the new one stands."""
     if not folder.exists():
