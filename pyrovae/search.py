@@ -1,9 +1,9 @@
 """The search of a spec: points that Optuna proposes, judged by log p(x) on the validation rows.
 
-The proposals are those of the tree-structured Parzen estimator: the points so far are split into
-the better quarter or less and the others, a density is fitted to each, l and g, and of some draws
-of l the one with the highest l / g is next, which has the greatest expected improvement (Algorithms
-for Hyper-Parameter Optimization, Bergstra et al., 2011). The first ten are drawn at random.
+The proposals are those of the tree-structured Parzen estimator: a density l is fitted to the best
+tenth of the points so far, g to the others, and of some draws of l the one with the highest l / g
+is next, where the expected improvement is greatest (Algorithms for Hyper-Parameter Optimization,
+Bergstra et al., 2011). The first ten are drawn at random.
 
 Trials are proposed a batch at a time, from the figures of the batches before. So the points follow
 from the seed alone, however many fits there are at a time and whichever ends first; and a search

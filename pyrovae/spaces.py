@@ -15,7 +15,7 @@ is what its name says.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -109,9 +109,8 @@ class Search:
 
 def settings(
     *, trials: PositiveInt = 20, seed: NonNegativeInt = 0, batch: PositiveInt = 4
-) -> Tree:
-    """The entries of [search] that are no paths."""
-    return {"trials": trials, "seed": seed, "batch": batch}
+) -> None:
+    """The entries of [search] that are no paths, as the arguments of a function are declared."""
 
 
 def spaces(search: Tree, names: list[str]) -> tuple[Tree, dict[str, Space]]:
@@ -124,15 +123,13 @@ def spaces(search: Tree, names: list[str]) -> tuple[Tree, dict[str, Space]]:
     Raises:
         Error: wrong settings, a range without numbers, a path to no field of a model.
     """
-    own = {
-        name: value for name, value in search.items() if name in keywords(settings).model_fields
-    }
+    fields = keywords(settings)
+    own = {name: value for name, value in search.items() if name in fields.model_fields}
     paths = {name: value for name, value in search.items() if name not in own}
-    checked = settings(**check(keywords(settings), own, "search"))
     found: Space = varied(paths, "search", _values)
     if not found:
         raise Error("has nothing to vary: add a dotted path to a range or a list", "search")
-    return checked, axes_of(found, names, "search")
+    return check(fields, own, "search"), axes_of(found, names, "search")
 
 
 def _values(value: Any, path: str) -> list[Any] | Range | None:
@@ -157,12 +154,11 @@ def probes(space: Space, table: Tree) -> list[Point]:
         steps: found if isinstance(found, list) else [found.low, found.high]
         for steps, found in space.items()
     }
-    return [
-        point(
-            {steps: found[min(i, len(found) - 1)] for steps, found in values.items()}, table, space
-        )
+    decisions = (
+        {steps: found[min(i, len(found) - 1)] for steps, found in values.items()}
         for i in range(max(map(len, values.values())))
-    ]
+    )
+    return [point(decision, table, space) for decision in decisions]
 
 
 def point(decision: Mapping[Steps, Any], table: Tree, space: Space) -> Point:
