@@ -50,15 +50,16 @@ def on_cluster(count: int, modules: Path | None) -> Iterator[Fitted]:
         _refuse_small(ray, threads)
         pending: dict[Any, Plan] = {}
         put = functools.cache(ray.put)
-        task = ray.remote(_carried_out).options(
-            max_retries=0,
-            runtime_env={"env_vars": dict.fromkeys(THREADS, str(threads))},
-        )
+        task, environment = ray.remote(_carried_out), dict.fromkeys(THREADS, str(threads))
 
         def fitted(plans: Sequence[Plan]) -> Iterator[tuple[Plan, Run | Error]]:
             for plan in plans:
-                gpus = int(str(plan.table["train"].get("device")).startswith("cuda"))
-                fit = task.options(num_cpus=threads, num_gpus=gpus)
+                fit = task.options(
+                    num_cpus=threads,
+                    num_gpus=int(str(plan.table["train"].get("device")).startswith("cuda")),
+                    max_retries=0,
+                    runtime_env={"env_vars": environment},
+                )
                 what = (plan.title, plan.path, plan.table)
                 pending[fit.remote(*what, [put(plan.data)], texts)] = plan
             while pending:
