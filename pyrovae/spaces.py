@@ -183,14 +183,12 @@ def _list_at(role: type[Part], table: Any, steps: Steps) -> list[Any] | None:
     field = member.fields.model_fields.get(steps[0]) if member else None
     if not field:
         return None
-    default, allowed = field.get_default(call_default_factory=True), list(types(field.annotation))
-    value = table.get(steps[0], default)
+    allowed = list(types(field.annotation))
+    value = table.get(steps[0], field.get_default(call_default_factory=True))
     if len(steps) == 1:
         there = list(value) if isinstance(value, (list, tuple)) else []
         return there if tuple in allowed else None
     inner = next((t for t in allowed if isinstance(t, type) and issubclass(t, Part)), None)
-    if isinstance(default, Part):
-        value = merged(default.spec(), value if isinstance(value, Mapping) else {"kind": value})
     return _list_at(inner, value, steps[1:]) if inner else None
 
 
