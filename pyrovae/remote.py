@@ -84,7 +84,7 @@ def _connected(cpus: int) -> Iterator[Any]:
     Args:
         cpus: of a cluster on this machine.
     """
-    environment, address = dict(os.environ), os.environ.get("RAY_ADDRESS", "local")
+    environment, address = _environment(), os.environ.get("RAY_ADDRESS", "local")
     main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -106,10 +106,15 @@ def _connected(cpus: int) -> Iterator[Any]:
     except ConnectionError as failure:
         raise Error(f"the Ray cluster at '{address}' is not reached: {brief(failure)}") from None
     finally:
-        os.environ.clear()
+        for name in _environment():
+            del os.environ[name]
         os.environ.update(environment)
         if main:
             signal.signal(signal.SIGTERM, handler)
+
+
+def _environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.startswith("RAY_")}
 
 
 def _ray() -> Any:
