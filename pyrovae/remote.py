@@ -92,19 +92,16 @@ def _connected(cpus: int) -> Iterator[Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             ray = _ray()
-            ray.init(
-                address,
-                num_cpus=cpus if address == "local" else None,
-                include_dashboard=False if address == "local" else None,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+            own = {"num_cpus": cpus, "include_dashboard": False} if address == "local" else {}
+            try:
+                ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **own)
+            except ConnectionError as failure:
+                where = f"the Ray cluster at '{address}' is not reached"
+                raise Error(f"{where}: {brief(failure)}") from None
         try:
             yield ray
         finally:
             ray.shutdown()
-    except ConnectionError as failure:
-        raise Error(f"the Ray cluster at '{address}' is not reached: {brief(failure)}") from None
     finally:
         for name in _environment():
             del os.environ[name]
