@@ -42,7 +42,8 @@ from .evaluate import (
     sandwich,
     select,
 )
-from .fitting import FitError, History, fit
+from .fitting import fit
+from .history import FitError, History
 from .models import (
     VAE,
     ConditionalVAE,

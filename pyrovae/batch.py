@@ -224,7 +224,9 @@ class ManyRows(Rows, Protocol):
 
     def some(self) -> Batch: ...
 
-    def shuffled(self, batch_size: int) -> Iterator[Batch]: ...
+    def shuffled(
+        self, batch_size: int, generator: torch.Generator, done: int = 0
+    ) -> Iterator[Batch]: ...
 
 
 def as_rows(data: Any) -> Rows:

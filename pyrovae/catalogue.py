@@ -18,7 +18,9 @@ from rich.table import Table
 
 import pyrovae.evaluate
 import pyrovae.models
-import pyrovae.objectives  # noqa: F401
+import pyrovae.objectives
+import pyrovae.optimizers
+import pyrovae.schedules  # noqa: F401
 from pyrovae.errors import Error
 from pyrovae.families import Family
 from pyrovae.part import Part, encode, json_schema, roles, unknown
@@ -41,6 +43,8 @@ _FIRST = (
     "layer",
     "refinement",
     "objective",
+    "optimizer",
+    "schedule",
     "estimator",
     "sampler",
     "transform",

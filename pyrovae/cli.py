@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from pyrovae.errors import Error
+from pyrovae.errors import Error, Interrupted
 
 app = typer.Typer(
     help="Variational autoencoders as probabilistic models: fit, evaluate, compare.",
@@ -55,14 +55,32 @@ FORMS: dict[Form, Callable[[Any], str]] = {
 
 
 @app.command()
-def fit(spec: SpecFile, changes: Changes = None, out: Out = None, force: Force = False) -> None:
-    """Fit the model of a spec and save the run."""
-    from pyrovae.experiment import fit_spec
+def fit(
+    spec: Annotated[
+        Path | None, typer.Argument(metavar="[SPEC]", help="A spec file, TOML.")
+    ] = None,
+    changes: Changes = None,
+    out: Out = None,
+    force: Force = False,
+    resume: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Go on with the fit in this folder, if it is begun."),
+    ] = None,
+) -> None:
+    """Fit the model of a spec and save the run; a fit that was stopped goes on with --resume."""
+    from pyrovae import experiment
     from pyrovae.specs import read_spec
 
-    run = fit_spec(
-        read_spec(spec, changes or ()), out or Path("runs") / spec.stem, force, typer.echo
-    )
+    asked = read_spec(spec, changes or ()) if spec else None
+    if resume:
+        if out or force or (changes and not spec):
+            raise Error("--resume goes on in its own folder with its own spec: name no other")
+        run = experiment.resume(resume, asked, typer.echo)
+    elif asked:
+        folder = out or Path("runs") / asked.name
+        run = experiment.fit_spec(asked, folder, force, typer.echo)
+    else:
+        raise Error("name a spec file, or a folder to go on with: pyrovae fit --resume RUN")
     typer.echo(f"saved in {run.folder}")
 
 
@@ -203,3 +221,6 @@ def main() -> None:
     except Error as error:
         typer.echo(f"pyrovae: {error}", err=True)
         sys.exit(2)
+    except Interrupted as stop:
+        typer.echo(f"pyrovae: {stop}", err=True)
+        sys.exit(stop.code)

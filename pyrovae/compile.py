@@ -17,10 +17,10 @@ weight that changes from step to step is a tensor, changed in place.
 
 import logging
 import math
-from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from hashlib import sha256
 from itertools import chain
 from typing import Any, Literal
 
@@ -47,6 +47,7 @@ WORTH, LONG = 1000, 9000
 MANY, PYTHON = 10**10, 200_000
 """Numbers that compiled steps have to write in all; Python takes the time of so many a step."""
 Parameters = dict[str, Tensor]
+Backend = Literal["no", "replay", "inductor"]
 logger = logging.getLogger("pyrovae")
 
 
@@ -96,15 +97,16 @@ class Recorded(pyro.infer.ELBO):
     ) -> None:
         super().__init__(elbo.num_particles)
         self.elbo, self.steps, self.others, self.every = elbo, steps, others, every
-        self.kinds: dict[Any, _Kind] = defaultdict(_Kind)
+        self.kinds: dict[Any, _Kind] = {}
+        self.known: dict[str, tuple[int, Backend]] = {}
         self.modules: dict[Any, list[nn.Module]] = {}
         self.reason = ""
 
     @property
-    def backend(self) -> Literal["no", "replay", "inductor"]:
+    def backend(self) -> Backend:
         """What runs the steps: `no` where they are plain Pyro."""
-        backends = {record.backend for record in self._records()}
-        return max(backends, key=("replay", "inductor").index, default="no")
+        backends = {kind.backend for kind in self.kinds.values()}
+        return max(backends, key=("no", "replay", "inductor").index, default="no")
 
     def backward(
         self, model: Any, guide: Any, *args: Any, rows: int = 1
@@ -113,25 +115,42 @@ class Recorded(pyro.infer.ELBO):
         if (model, guide) not in self.modules:
             self.modules[model, guide] = _modules(model, guide)
         step = _Step(self.elbo, model, guide, args, rows, self.modules[model, guide])
-        kind = self.kinds[step.kind]
+        if (kind := self.kinds.get(key := step.kind)) is None:
+            kind = self.kinds[key] = self._kind(step)
         kind.met += 1
-        if kind.met == 2 and (self.others or len(self.kinds) == 1):  # at first parameters are new
-            kind.record = self._record(step)
+        if kind.wanted != "no" and kind.met >= 2:  # at first parameters are new
+            kind.record, kind.wanted = self._record(step, kind.wanted), "no"
         elif kind.record and kind.met % self.every == 0:
             kind.record = self._kept(kind.record, step)
         return kind.record(step.tensors) if kind.record else step.plain()
 
-    def _records(self) -> "list[_Record]":
-        return [kind.record for kind in self.kinds.values() if kind.record]
+    def _kind(self, step: "_Step") -> "_Kind":
+        """What is to become of steps of a kind: what it was where the fit is taken up again."""
+        met, backend = self.known.get(name := step.name, (0, "no"))
+        if met < 2:
+            first = not self.kinds and self.known.keys() <= {name}
+            backend = "inductor" if first else "replay" if self.others else "no"
+        return _Kind(name, met, backend)
 
-    def _record(self, step: "_Step") -> "_Record | None":
-        """The step's operations, as the fastest backend runs them that gives the same numbers."""
+    def state(self) -> dict[str, tuple[int, Backend]]:
+        """How many steps of each kind there were, and what runs them, for `load`."""
+        return self.known | {kind.name: (kind.met, kind.backend) for kind in self.kinds.values()}
+
+    def load(self, state: Mapping[str, tuple[int, Backend]]) -> None:
+        """Go on with a fit: steps of each kind are run by what ran them before."""
+        self.known, self.kinds = {name: (met, by) for name, (met, by) in state.items()}, {}
+
+    def _record(self, step: "_Step", wanted: Backend) -> "_Record | None":
+        """The step's operations, as the fastest backend runs them that gives the same numbers.
+
+        What is wanted is the fastest that is tried.
+        """
         try:
             replay = _replay(step)
         except RecordingError as refused:
             self._say(logging.INFO, f"Steps run as plain Pyro: {refused}.")
             return None
-        if self._pays(replay) and not self._records():
+        if wanted == "inductor" and self._pays(replay):
             try:
                 compiled = replay.compiled(step).captured(step)
                 if not (different := _different(compiled, step)):
@@ -188,8 +207,15 @@ class Recorded(pyro.infer.ELBO):
 class _Kind:
     """What became of steps of one kind: how many there were, and how they are taken."""
 
-    met: int = 0
+    name: str
+    met: int
+    wanted: Backend
     record: "_Record | None" = None
+
+    @property
+    def backend(self) -> Backend:
+        """What runs the steps."""
+        return self.record.backend if self.record else "no"
 
 
 @dataclass
@@ -220,6 +246,11 @@ class _Step:
         modes = tuple([module.training for module in self.modules])
         return self.model, self.guide, self.rows, self.parts[1], modes
 
+    @property
+    def name(self) -> str:
+        """The kind without model and guide, the same in every process."""
+        return sha256(repr(self.kind[2:]).encode()).hexdigest()[:16]
+
 
 @dataclass(frozen=True, eq=False)
 class _Record:
@@ -237,7 +268,7 @@ class _Record:
     parameters: Parameters
     trained: list[Tensor]
     buffers: list[Tensor]
-    backend: Literal["replay", "inductor"] = "replay"
+    backend: Backend = "replay"
 
     def __call__(self, tensors: list[Tensor]) -> tuple[Tensor, Parameters]:
         loss, *gradients = self.graph(*self.trained, *tensors)

@@ -346,6 +346,13 @@ def _surveyed(
     return replace(whole, complete=complete)
 
 
+def fingerprint(rows: Batch) -> str:
+    """A number in hexadecimal that tells rows from any others."""
+    digest = hashlib.blake2b(digest_size=8)
+    _digest(digest, rows)
+    return digest.hexdigest()
+
+
 def _digest(digest: Any, *parts: Batch | Raw) -> None:
     """Add all values of rows in memory, entry by entry, as they are told by the fingerprint."""
     for name in ENTRIES:
@@ -353,4 +360,4 @@ def _digest(digest: Any, *parts: Batch | Raw) -> None:
             if getattr(rows[:1], name) is not None:
                 digest.update(b"" if name == "x" else name.encode())
                 for block in in_blocks(rows):
-                    digest.update(getattr(block, name).contiguous().numpy().tobytes())
+                    digest.update(getattr(block, name).cpu().contiguous().numpy().tobytes())

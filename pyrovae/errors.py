@@ -1,4 +1,4 @@
-"""The one exception for mistakes that a user can mend."""
+"""The one exception for mistakes that a user can mend, and the one for a wish to stop."""
 
 
 class Error(ValueError):
@@ -16,6 +16,19 @@ class Error(ValueError):
     def under(self, prefix: str) -> "Error":
         """The same error, its path counted from one level further out."""
         return Error(self.message, ".".join(filter(None, (prefix, self.path))))
+
+
+class Interrupted(BaseException):
+    """A fit was asked to stop, and has written a checkpoint.
+
+    Args:
+        message: where it stopped, and how it goes on.
+        code: the exit code of a process that ends by the signal.
+    """
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 def brief(failure: Exception) -> str:

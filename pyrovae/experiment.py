@@ -7,7 +7,6 @@ goes on with what is missing.
 """
 
 import functools
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -27,27 +26,26 @@ from pyrovae.errors import Error
 from pyrovae.evaluate import Comparison, LogLikelihood, log_likelihood, select
 from pyrovae.evaluate.comparison import ranked
 from pyrovae.files import write
+from pyrovae.fits import PLACES, Say, carried_out, runs_of
 from pyrovae.fitting import check_rows
 from pyrovae.models import Model
-from pyrovae.parallel import Fitted, in_processes
 from pyrovae.part import check, keywords
 from pyrovae.plans import Plan, planned, plans_of, refuse_plans
 from pyrovae.proposal import propose, settled
-from pyrovae.remote import on_cluster
 from pyrovae.report import FILES, write_report
 from pyrovae.runs import (
     Run,
+    begun,
+    discard_unfinished,
     is_run,
+    is_unfinished,
     open_run,
     refuse_existing,
     refuse_uncreatable,
     write_samples,
 )
-from pyrovae.search import Say, Trials, best, searched, table, verdict
-from pyrovae.specs import SEARCH, Spec
-
-PLACES = {"processes": in_processes, "optuna": in_processes, "ray": on_cluster}
-"""Where fits run."""
+from pyrovae.search import Trials, best, searched, table, verdict
+from pyrovae.specs import SEARCH, Spec, parse
 
 
 def _settling(data: Data, say: Say) -> Callable[[Spec], Spec]:
@@ -71,16 +69,45 @@ def _settling(data: Data, say: Say) -> Callable[[Spec], Spec]:
 
 def fit_spec(spec: Spec, folder: Path, force: bool, say: Say) -> Run:
     """Fit the one model of a spec."""
+    refuse_existing(folder, force)
+    return _fit(spec, folder, force, say)
+
+
+def resume(folder: Path, spec: Spec | None, say: Say) -> Run:
+    """Go on with a fit that was stopped; one that is finished stays as it is.
+
+    Args:
+        folder: of the run.
+        spec: what was asked for, if it is to be compared, or may have to be begun.
+        say: told what happens.
+
+    Raises:
+        Error: there is nothing to go on with; the spec is not the one that was begun with.
+    """
+    if is_unfinished(folder):
+        asked = begun(folder)
+        modules = Path(asked["modules"]) if asked["modules"] else None
+        spec = spec or parse(asked["table"], folder.name, (), modules)
+    elif is_run(folder):
+        say(f"'{folder}' is finished")
+        return open_run(folder)
+    elif not spec:
+        raise Error(f"'{folder}' holds no fit to go on with")
+    return _fit(spec, folder, False, say)
+
+
+def _fit(spec: Spec, folder: Path, force: bool, say: Say) -> Run:
     if "model" not in spec.models or spec.seeds > 1:
         what = "several seeds" if "model" in spec.models else "several models"
         raise Error(f"'{spec.name}' has {what}: use pyrovae compare, or keep one as [model]")
     if spec.search:
         raise Error(f"'{spec.name}' has a [search]: use pyrovae compare, or leave it out")
-    refuse_existing(folder, force)
     data = spec.load()
     spec = _settling(data, say)(spec)
-    plan = Plan("model", "model", spec.table("model"), folder, data)
+    plan = Plan("model", "model", spec.table("model"), folder, data, spec.folder)
     refuse_plans({"model": [plan]})
+    if force:
+        discard_unfinished(folder)
     run = plan.fit(force)
     say(
         f"{spec.models['model']['kind']}: {run.results['stopped']} "
@@ -222,7 +249,7 @@ def compare_spec(
     planned(settle(spec.at(spec.probes())), data, folder)
     with ExitStack() as stack:
         begun = PLACES[on](min(processes, spec.width), spec.folder)
-        fits = _fits(functools.cache(lambda: stack.enter_context(begun)), force, say)
+        fits = carried_out(functools.cache(lambda: stack.enter_context(begun)), force, say)
 
         def trial_runs(points: Spec) -> dict[str, Run | Error]:
             plans = plans_of(replace(settle(points), seeds=1), data, folder)
@@ -233,7 +260,7 @@ def compare_spec(
         trials = searched(spec, trial_runs, judge, say) if spec.search else {}
         decided = spec.at({name: [best(tried).point] for name, tried in trials.items()})
         plans = plans_of(settle(decided), data, folder)
-        runs = _runs(fits([plan for of_seeds in plans.values() for plan in of_seeds]), plans)
+        runs = runs_of(fits([plan for of_seeds in plans.values() for plan in of_seeds]), plans)
     comparison = ranked(
         {name: [run.model for run in fits] for name, fits in runs.items()},
         {
@@ -274,55 +301,6 @@ def _asked(model: Model, settings: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in settings.items() if k != "method"} if model.exact else settings
 
 
-def _fits(
-    place: Callable[[], Fitted], force: bool, say: Say
-) -> Callable[[Sequence[Plan]], dict[Path, Run | Error]]:
-    """Gives the run of every plan, or what went wrong, by its folder; finished ones are reused."""
-    fresh: set[Path] = set()
-
-    def fits(plans: Sequence[Plan]) -> dict[Path, Run | Error]:
-        found = {plan: _finished(plan, force and plan.folder not in fresh) for plan in plans}
-        outcomes: dict[Path, Run | Error] = {p.folder: run for p, run in found.items() if run}
-        for plan, run in found.items():
-            if run and plan.folder not in fresh:
-                say(f"{plan.title}: reused, its spec is unchanged ({plan.folder})")
-        missing = [plan for plan, run in found.items() if not run]
-        for plan, outcome in place()(missing) if missing else ():
-            outcomes[plan.folder] = outcome
-            if isinstance(outcome, Error):
-                say(f"{plan.title}: failed")
-            else:
-                took = f"{outcome.results['seconds']:.1f} s"
-                say(f"{plan.title}: fitted in {took} ({plan.folder})")
-        fresh.update(outcomes)
-        return outcomes
-
-    return fits
-
-
-def _runs(
-    outcomes: Mapping[Path, Run | Error], plans: Mapping[str, Sequence[Plan]]
-) -> dict[str, list[Run]]:
-    """The runs of each model.
-
-    Raises:
-        Error: some fits failed; the others are finished.
-    """
-    runs: dict[str, list[Run]] = {name: [] for name in plans}
-    failures = []
-    for name, fits in plans.items():
-        for plan in fits:
-            if isinstance(outcome := outcomes[plan.folder], Error):
-                failures.append(f"'{plan.title}': {outcome}")
-            else:
-                runs[name].append(outcome)
-    if failures:
-        count = sum(map(len, runs.values()))
-        finished = f"; {count} of {len(outcomes)} runs are finished" if count else ""
-        raise Error("; ".join(failures) + finished)
-    return runs
-
-
 def _comparison_folder(folder: Path) -> None:
     """Refuse a folder for a comparison that holds anything else, drafts of files aside."""
     if is_run(folder):
@@ -333,7 +311,8 @@ def _comparison_folder(folder: Path) -> None:
     own = ["spec.toml", SEARCH] if (folder / "results.json").exists() else []
     written = {*FILES, *own}
     for path in sorted(folder.iterdir()):
-        if not (path.name in written or path.name.startswith(".") or is_run(path)):
+        ours = path.name in written or is_run(path) or is_unfinished(path)
+        if not (ours or path.name.startswith(".")):
             raise Error(f"'{folder}' holds '{path.name}', no run: name another folder with --out")
 
 
@@ -355,38 +334,3 @@ def _choice(runs: Sequence[Run]) -> str:
     )
     over = ", means over seeds" if len(runs) > 1 else ""
     return f"{what} chosen by log p(x) on the validation rows ({shown}{over})"
-
-
-def _finished(plan: Plan, force: bool) -> Run | None:
-    """The run of an unchanged plan, if there is one.
-
-    Raises:
-        Error: a run of something else is in the way.
-    """
-    if force or not plan.folder.exists():
-        return None
-    run = open_run(plan.folder)
-    if "failed" in run.results:
-        return None
-    changed = sorted(_differences(run.results.get("request"), plan.request()))
-    if run.results.get("fingerprint") != plan.data.fingerprint:
-        changed.append("the data themselves")
-    if changed:
-        raise Error(
-            f"'{plan.folder}' was fitted with another spec ({'; '.join(changed)}): "
-            "fit again with --force, or name another folder with --out"
-        )
-    return run
-
-
-def _differences(old: Any, new: Any, path: str = "") -> set[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        below = ((key, f"{path}.{key}" if path else key) for key in old.keys() | new.keys())
-        return set().union(
-            *(_differences(old.get(key), new.get(key), step) for key, step in below)
-        )
-    return set() if old == new else {f"{path}: {_shown(old)} is now {_shown(new)}"}
-
-
-def _shown(value: Any) -> str:
-    return "unset" if value is None else json.dumps(value)

@@ -1,92 +1,47 @@
 """Fitting: one function over the generators of epochs.
 
-`fit` places data and model, starts the model at the data, runs `svi`, `em` or `online_em`, watches
-the validation rows and returns the history. The bound on rows that were not trained on estimates
-how good the model is for new ones; it rises, and falls again once the model learns its training
-rows by heart, so SVI ends at the weights where it was highest. EM ends where the likelihood stands
-still: a mixture's complexity is chosen by its number of components.
+`fit` places data and model, starts the model at the data, runs SVI, `em` or `online_em`, watches
+the validation rows and returns the history. SVI ends at the weights where the bound on these rows
+was highest. EM ends where the likelihood stands still: a mixture's complexity is chosen by its
+number of components.
 
 Nothing outlives a fit: Pyro's parameter store and torch's random numbers are afterwards as they
 were before.
 """
 
-import math
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from pyrovae.batch import Batch, Rows, beginning, gathered, in_blocks
+from pyrovae.checkpoints import UNFINISHED, Checkpoints
 from pyrovae.compile import Recorded, recorded
-from pyrovae.data import Data
+from pyrovae.data import Data, fingerprint
 from pyrovae.errors import Error
-from pyrovae.evaluate.weights import bound
 from pyrovae.graphs import How
-from pyrovae.inference import Epoch, em, online_em, svi, weights
+from pyrovae.history import FitError, History, Watch
+from pyrovae.inference import Course, Epoch, State, em, online_em, weights
 from pyrovae.models import Model
 from pyrovae.models.model import require_model
 from pyrovae.objectives import ELBO, Objective
-from pyrovae.part import validated
+from pyrovae.optim import Optim, refuse_rates
+from pyrovae.optimizers import Adam, Optimizer
+from pyrovae.part import Part, encode, keywords, validated
 from pyrovae.place import Place, destination, seeded
 from pyrovae.precision import HalfPrecision
 from pyrovae.progress import Bar, progress_bar
+from pyrovae.schedules import Dials, Quantity, Rate, Schedule
 from pyrovae.stored import kept
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+__all__ = ["FitError", "History", "fit"]
 
-
-@dataclass(frozen=True)
-class History:
-    """What happened in a fit.
-
-    Args:
-        epochs: in order; of several restarts, with the best one's figures at each.
-        best: the index of the epoch whose weights the model has.
-        stopped: why the fit ended: `finished`, `converged`, `early stopping` or `failed`.
-        seconds: of the whole fit, restarts included.
-        compiled: what ran the steps of SVI: `inductor`, `replay` for recorded ones, or `no`.
-        remark: why they did not run faster, where something stood in the way.
-    """
-
-    epochs: tuple[Epoch, ...]
-    best: int
-    stopped: str
-    seconds: float
-    compiled: Literal["no", "replay", "inductor"] = "no"
-    remark: str = ""
-
-    def __str__(self) -> str:
-        if not self.epochs:
-            return "failed in the first epoch"
-        kept = self.epochs[self.best]
-        judged = (
-            "" if math.isnan(kept.validation) else f", {kept.validation:.2f} on validation rows"
-        )
-        return (
-            f"{self.stopped} after {len(self.epochs)} epochs in {self.seconds:.1f} s, "
-            f"bound {-kept.loss:.2f} nats on training rows{judged} (epoch {self.best + 1})"
-        )
-
-    def plot(self) -> "Axes":
-        """The bound on training and validation rows against the epoch."""
-        from pyrovae.plots import history
-
-        return history(self)
-
-
-class FitError(Error):
-    """A fit that failed; the model has the last good weights.
-
-    Args:
-        history: up to the failure.
-    """
-
-    def __init__(self, message: str, history: History) -> None:
-        super().__init__(message)
-        self.history = history
+ASIDE = {"checkpoint_minutes", "checkpoint_steps", "progress"}
+"""Settings that a fit's outcome does not depend on."""
 
 
 @validated
@@ -94,11 +49,18 @@ def fit(
     model: Model,
     train: Any,
     validation: Any = None,
+    folder: Path | str | None = None,
     *,
     method: Literal["svi", "em", "online-em"] | None = None,
     epochs: PositiveInt = 100,
     batch_size: PositiveInt | None = None,
-    learning_rate: PositiveFloat = 1e-3,
+    accumulate: PositiveInt = 1,
+    optimizer: Optimizer = Adam(),
+    learning_rate: Rate = 1e-3,
+    rates: dict[str, PositiveFloat] | None = None,
+    clip: PositiveFloat | None = None,
+    average: Annotated[float, Field(gt=0, lt=1)] | None = None,
+    encoder_steps: Quantity = 0,
     patience: PositiveInt | None = None,
     objective: Objective = ELBO(),
     compile: How = "auto",  # noqa: A002
@@ -109,6 +71,8 @@ def fit(
     seed: NonNegativeInt = 0,
     device: str | None = None,
     dtype: Literal["float32", "float64"] | None = None,
+    checkpoint_minutes: PositiveFloat = 5.0,
+    checkpoint_steps: PositiveInt | None = None,
     progress: bool = True,
 ) -> History:
     """Fit a model to rows, in place.
@@ -119,12 +83,25 @@ def fit(
             or the `Data` that `load` gives, for its training and validation rows.
         validation: rows to judge by. With them SVI ends at the weights of the epoch with the
             highest validation bound.
+        folder: where checkpoints are written while SVI runs. A fit that finds one there, with the
+            same model, rows and settings, goes on from it: to the same weights, to the bit, as if
+            it had not been stopped. Ctrl-C and SIGTERM write one, and end the fit.
         method: `svi`, `em`, or `online-em`, which is EM on mini-batches; what the model says
             unless given: EM where it can be fitted so, SVI otherwise.
         epochs: passes over the rows, for EM iterations, at most.
         batch_size: rows in a mini-batch; unless given, 128 for SVI and 1024 for online EM, or all
             where there are fewer.
-        learning_rate: of SVI's optimiser, Adam.
+        accumulate: a mini-batch is gone through in so many parts, each with a draw of z and an
+            order of its own, so that it need not fit into memory at once.
+        optimizer: of SVI: what a step does with the gradient.
+        learning_rate: of the optimiser: a number or a schedule.
+        rates: by how much the learning rate differs for parameters whose name begins with a name,
+            such as `{"encoder": 0.5, "prior": 2.0}`.
+        clip: the largest norm that the gradient of all parameters together may have.
+        average: the weight of the past in a running mean of the weights over SVI's steps, such as
+            0.999. The mean is what validation rows judge, and what the fit ends at.
+        encoder_steps: so many steps of the guide's parameters alone before each step of all: a
+            number or a schedule, such as 5 for the first epochs and 0 after them.
         patience: SVI stops after this many epochs without a higher validation bound.
         objective: the bound that SVI maximises.
         compile: whether SVI's steps are recorded and compiled. With `auto` they are recorded
@@ -142,6 +119,8 @@ def fit(
             seed.
         device: such as `cpu` or `cuda`; the model's own unless given.
         dtype: `float32` or `float64`; unless given, the model's own for SVI and float64 for EM.
+        checkpoint_minutes: a checkpoint is written after so many.
+        checkpoint_steps: and after so many steps, if given.
         progress: show a progress bar, in a terminal only.
 
     Raises:
@@ -156,6 +135,8 @@ def fit(
         >>> fit(Mixture(x=(1,), components=2), rows).stopped
         'converged'
     """
+    asked = locals()
+    settings = {name: asked[name] for name in keywords(fit).model_fields}
     require_model(model)
     if isinstance(train, Data):
         train, validation = train.rows_of(model, "train", "validation")
@@ -167,10 +148,15 @@ def fit(
         held_out = None
         if validation is not None:
             held_out = gathered(rows_on(validation, "validation", place))
-        refuse(model, everything, held_out, method, batch_size, patience)
-        elbo = objective.build(model.enumerates)
-        elbo = HalfPrecision(elbo) if autocast else elbo
+        refuse(model, everything, held_out, method, settings)
+        checkpoints = _checkpoints(folder, model, everything, settings)
+        state = checkpoints.latest() if checkpoints else None
+        if state and "history" in state.values:
+            return _finished(model.to(*place), state)
         model.to(*place)
+        dials = Dials(place[0])
+        dials.join(model)
+        elbo = objective.build(model.enumerates, dials)
         if method == "em":
             history = _fit_em(model, everything, held_out, bar, epochs, tolerance, restarts, start)
         else:
@@ -179,57 +165,96 @@ def fit(
             del everything
             bar.begin(epochs * len(rows))
             if method == "svi":
-                batch_size = batch_size or min(128, len(rows))
-                elbo = recorded(elbo, compile, epochs * (len(rows) // batch_size), others=epochs)
-                passes = svi(
+                size = batch_size or min(128, len(rows))
+                steps = epochs * accumulate * (len(rows) // size)
+                elbo = HalfPrecision(elbo) if autocast else elbo
+                course = Course(
                     model,
-                    rows,
-                    objective=elbo,
+                    recorded(elbo, compile, steps, others=epochs),
+                    Optim(
+                        optimizer,
+                        dials("learning_rate", learning_rate),
+                        names=model.named_parameters,
+                        rates=rates or {},
+                        clip=clip,
+                        average=average,
+                    ),
+                    dials,
                     epochs=epochs,
-                    batch_size=batch_size,
-                    learning_rate=learning_rate,
-                    advance=bar.advance,
+                    batch_size=size,
+                    accumulate=accumulate,
+                    encoder_steps=dials("encoder_steps", encoder_steps),
                 )
+                history = _fit_svi(course, rows, held_out, bar, patience, checkpoints, state)
             else:
+                size = batch_size or min(1024, len(rows))
                 passes = online_em(
-                    model,
-                    rows,
-                    epochs=epochs,
-                    batch_size=batch_size or min(1024, len(rows)),
-                    advance=bar.advance,
+                    model, rows, epochs=epochs, batch_size=size, advance=bar.advance
                 )
-            history = run_epochs(model, passes, held_out, bar, patience)
-    if isinstance(elbo, Recorded):
-        history = replace(history, compiled=elbo.backend, remark=elbo.reason)
-    return replace(history, seconds=time.perf_counter() - began)
+                history = Watch(model, held_out, bar, patience=patience).follow(passes)
+    history = replace(history, seconds=time.perf_counter() - began)
+    if checkpoints:
+        checkpoints.save(_outcome(model, history))
+    return history
 
 
-def run_epochs(
-    model: Model, passes: Iterator[Epoch], held_out: Rows | None, bar: Bar, patience: int | None
+def _fit_svi(
+    course: Course,
+    rows: Rows,
+    held_out: Rows | None,
+    bar: Bar,
+    patience: int | None,
+    checkpoints: Checkpoints | None,
+    state: State | None,
 ) -> History:
-    """Run the epochs, and end at the weights that were best on validation rows, if there are."""
-    seen: list[Epoch] = []
-    best, kept, stopped = 0, None, "finished"
-    try:
-        for epoch in _judged(passes, model, held_out, bar, seen):
-            best = max(range(len(seen)), key=lambda index: _rank(seen[index]))
-            if best == epoch.index and held_out is not None:
-                kept = weights(model)
-            elif patience and epoch.index - best >= patience:
-                stopped = "early stopping"
-                break
-    except FitError as error:
-        raise FitError(str(error), History(tuple(seen), best, "failed", 0.0)) from None
-    finally:
-        if kept:
-            model.load_state_dict(kept)
-    return History(tuple(seen), best, stopped, 0.0)
+    """Go through the epochs, from a state on if there is one, with a checkpoint now and then."""
+    averaged = course.averaged if course.optim.average else None
+    watch = Watch(course.model, held_out, bar, patience=patience, averaged=averaged)
+    if state:
+        course.load(state)
+        watch.load(state)
+        bar.advance(course.epoch * len(rows) + min(course.step * course.batch_size, len(rows)))
+
+    def look() -> None:
+        if checkpoints and checkpoints.stepped():
+            checkpoints.save(course.state() | watch.state())
+            checkpoints.obey()
+
+    course.after = look
+    with checkpoints.listening() if checkpoints else nullcontext():
+        history = watch.follow(course.run(rows, bar.advance), course.hear)
+    if isinstance(course.elbo, Recorded):
+        history = replace(history, compiled=course.elbo.backend, remark=course.elbo.reason)
+    return history
 
 
-def _rank(epoch: Epoch) -> tuple[float, int]:
-    """What makes one epoch better than another: a higher validation bound, else being later."""
-    value = epoch.validation
-    return (-math.inf, epoch.index) if math.isnan(value) else (value, -epoch.index)
+def _checkpoints(
+    folder: Path | str | None, model: Model, rows: Rows, settings: dict[str, Any]
+) -> Checkpoints | None:
+    """The checkpoints of a fit, which know all that it depends on."""
+    if folder is None:
+        return None
+    request = {
+        "model": model.spec(),
+        "train": {name: encode(value) for name, value in settings.items() if name not in ASIDE},
+        "rows": fingerprint(beginning(rows)),
+    }
+    place = Path(folder) / UNFINISHED
+    minutes, steps = settings["checkpoint_minutes"], settings["checkpoint_steps"]
+    return Checkpoints(place, request, minutes, steps)
+
+
+def _outcome(model: Model, history: History) -> State:
+    """The checkpoint of a fit that is over."""
+    tensors = {f"weights/{name}": tensor for name, tensor in weights(model).items()}
+    return State(tensors, {"history": asdict(history)})
+
+
+def _finished(model: Model, state: State) -> History:
+    """The history of a fit that is over; the model takes its weights."""
+    model.load_state_dict(state.below("weights"))
+    history = state.values["history"]
+    return History(**history | {"epochs": tuple(Epoch(**e) for e in history["epochs"])})
 
 
 def _fit_em(
@@ -251,24 +276,8 @@ def _fit_em(
     bar.begin(epochs * len(rows))
     batches = rows if isinstance(rows, Batch) else in_blocks(rows)
     passes = em(model, batches, epochs=epochs, tolerance=tolerance, runs=runs, advance=bar.advance)
-    seen = list(_judged(passes, model, held_out, bar, []))
-    stopped = "converged" if len(seen) < epochs else "finished"
-    return History(tuple(seen), seen[-1].index, stopped, 0.0)
-
-
-def _judged(
-    passes: Iterator[Epoch], model: Model, held_out: Rows | None, bar: Bar, seen: list[Epoch]
-) -> Iterator[Epoch]:
-    """The epochs with the bound on validation rows, kept in `seen`."""
-    try:
-        for epoch in passes:
-            value = math.nan if held_out is None else bound(model, held_out)
-            seen.append(replace(epoch, validation=value))
-            bar.show(epoch.loss)
-            yield seen[-1]
-    except Error as error:
-        history = History(tuple(seen), max(len(seen) - 1, 0), "failed", 0.0)
-        raise FitError(str(error), history) from None
+    history = Watch(model, held_out, bar, selects=False).follow(passes)
+    return replace(history, stopped="converged") if len(history.epochs) < epochs else history
 
 
 def rows_on(data: Any, name: str, place: Place) -> Rows:
@@ -284,15 +293,22 @@ def refuse(
     train: Rows,
     validation: Rows | None,
     method: str,
-    batch_size: int | None,
-    patience: int | None,
+    settings: Mapping[str, Any],
 ) -> None:
     """Refuse what `fit` cannot do, before anything is done.
 
+    Args:
+        model: to be fitted.
+        train: rows.
+        validation: rows, if any.
+        method: of the fit.
+        settings: arguments of `fit`.
+
     Raises:
         Error: rows that the model cannot have generated, too few of them, a method that the model
-            has not, early stopping without validation rows.
+            has not, what judges by validation rows without any.
     """
+    batch_size = settings["batch_size"]
     model.refuse_training(method)
     for name, rows in (("train", train), ("validation", validation)):
         if rows is not None:
@@ -309,11 +325,21 @@ def refuse(
             f"{model.least_rows} components need at least as many rows, got {len(train)}",
             "train",
         )
-    if patience and validation is None:
+    refuse_rates(settings.get("rates") or {}, dict(model.named_parameters()))
+    if validation is None and (name := _judge(model, settings)):
         raise Error(
-            "early stopping judges by validation rows: pass validation, or leave patience out",
-            "patience",
+            f"{name} judges by validation rows: pass validation, or leave it out",
+            "patience" if settings["patience"] else "",
         )
+
+
+def _judge(model: Model, settings: Mapping[str, Any]) -> str:
+    """What looks at bounds on validation rows, if anything does."""
+    if settings["patience"]:
+        return "early stopping"
+    parts = (model, *settings.values())
+    modules = (m for part in parts if isinstance(part, Part) for m in part.modules())
+    return next((m.kind for m in modules if isinstance(m, Schedule) and m.judges), "")
 
 
 def check_rows(model: Model, rows: Rows, name: str) -> None:

@@ -27,12 +27,12 @@ import torch
 
 from pyrovae.data import Data, load
 from pyrovae.errors import Error, brief
+from pyrovae.launch import THREADS
 from pyrovae.part import check, keywords
 from pyrovae.plans import Plan
 from pyrovae.runs import Run, open_run
 from pyrovae.specs import import_modules
 
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 BEGIN = """
 import json, sys
 sys.path[:] = json.loads(sys.argv[1])
@@ -118,7 +118,7 @@ class Worker:
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-c", BEGIN, json.dumps(sys.path)],
-            env=os.environ | dict.fromkeys(THREADS, str(threads)),
+            env=os.environ | dict.fromkeys(THREADS, str(threads)) | {"WORLD_SIZE": "1"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.log,
@@ -184,7 +184,9 @@ def _done(task: dict[str, Any], data: Callable[[str, str | None], Data]) -> str:
         rows = data(json.dumps([table.get("import", []), table["data"]]), task["modules"])
         if rows.fingerprint != task["fingerprint"]:
             raise Error("the data have changed since they were looked at", "data")
-        Plan(task["title"], task["path"], table, Path(task["folder"]), rows).fit(force=True)
+        modules = Path(task["modules"]) if task["modules"] else None
+        place = Path(task["folder"])
+        Plan(task["title"], task["path"], table, place, rows, modules).fit(force=True)
 
     return failure_of(attempt)
 

@@ -94,7 +94,7 @@ class Part(nn.Module, ABC):
             raise TypeError(f"{role.__name__} is final: wrap it instead of subclassing it.")
         if "__init__" in vars(cls):
             raise TypeError(f"{cls.__name__} has an __init__: declare its fields by annotations.")
-        cls.kind = re.sub(r"(?<=[a-z])(?=[A-Z])", "-", cls.__name__).lower()
+        cls.kind = re.sub(r"(?<=[a-z])(?<![A-Z]{2}[a-z])(?=[A-Z])", "-", cls.__name__).lower()
         members: dict[str, type[Part]] = role.members  # type: ignore[attr-defined]
         known = members.get(cls.kind, cls)
         if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):

@@ -76,16 +76,26 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 class RandomState:
-    """The state of torch's generators at one moment, to go back to."""
+    """The state of torch's generators at one moment, to go back to.
 
-    def __init__(self) -> None:
-        self.cpu = torch.get_rng_state()
-        self.cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    Args:
+        tensors: the states by name; those of now unless given.
+    """
+
+    def __init__(self, tensors: dict[str, torch.Tensor] | None = None) -> None:
+        if tensors is None:
+            cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+            tensors = {"cpu": torch.get_rng_state()}
+            tensors |= {f"cuda:{index}": state for index, state in enumerate(cuda)}
+        self.tensors = tensors
 
     def restore(self) -> None:
         """Go back."""
-        torch.set_rng_state(self.cpu)
-        torch.cuda.set_rng_state_all(self.cuda)
+        for device, state in self.tensors.items():
+            if device == "cpu":
+                torch.set_rng_state(state)
+            else:
+                torch.cuda.set_rng_state(state, device)
 
 
 @contextmanager

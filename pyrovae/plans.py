@@ -15,15 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from pyrovae.batch import gathered
+from pyrovae.checkpoints import UNFINISHED
 from pyrovae.data import Data
-from pyrovae.errors import Error
+from pyrovae.errors import Error, Interrupted
 from pyrovae.evaluate import select
 from pyrovae.evaluate.comparison import refuse_incomparable, refuse_shared
-from pyrovae.fitting import FitError, History, check_rows, fit, refuse
+from pyrovae.fitting import ASIDE, check_rows, fit, refuse
+from pyrovae.history import FitError, History
 from pyrovae.models import Model
 from pyrovae.part import check, keywords
 from pyrovae.place import destination, seeded
-from pyrovae.runs import Run, save
+from pyrovae.runs import Run, begin, discard_unfinished, is_run, save
 from pyrovae.specs import Spec, build
 from pyrovae.variants import candidates
 
@@ -40,6 +42,7 @@ class Plan:
         table: all that the fit depends on.
         folder: where the run is saved.
         data: to fit and to judge.
+        modules: the folder in which modules that the spec imports may lie.
     """
 
     title: str
@@ -47,6 +50,7 @@ class Plan:
     table: dict[str, Any]
     folder: Path
     data: Data
+    modules: Path | None = None
 
     def built(self) -> Candidates:
         """The models that the table declares, each with what was decided for it."""
@@ -68,8 +72,8 @@ class Plan:
             with seeded(settings["seed"]):
                 destination(model, settings["device"])
                 model, train = self.data.wrap(model), gathered(self.data.train)
-                method, size = settings["method"] or model.method, settings["batch_size"]
-                refuse(model, train, self.data.validation, method, size, settings["patience"])
+                method = settings["method"] or model.method
+                refuse(model, train, self.data.validation, method, settings)
                 check_rows(model, self.data.test, "test")
         except Error as error:
             raise error.under(self.path) from None
@@ -78,20 +82,31 @@ class Plan:
     def fit(self, force: bool = False) -> Run:
         """Fit all candidates, choose on the validation rows, save.
 
+        What is unfinished in the folder is gone on with.
+
         Raises:
+            Interrupted: the fit was asked to stop; the folder holds a checkpoint.
             FitError: a fit failed; the last good weights are saved, with `failed` in results.json.
+            Error: what is unfinished is a fit of something else.
         """
         labels, models = zip(*self.accepted(self.built()), strict=True)
+        modules = str(self.modules.resolve()) if self.modules else None
+        begin(self.folder, {"request": self.request(), "table": self.table, "modules": modules})
         histories = []
-        for model in models:
+        for index, model in enumerate(models):
             try:
+                folder = self.folder / UNFINISHED / str(index) if index else self.folder
                 train, validation = self.data.train, self.data.validation
-                histories.append(fit(model, train, validation, **self.table["train"]))
+                histories.append(fit(model, train, validation, folder, **self.table["train"]))
+            except Interrupted as stop:
+                how = f"go on with pyrovae fit --resume {self.folder}"
+                raise Interrupted(f"{stop}: {how}", stop.code) from None
             except FitError as error:
-                if error.history.epochs and not self.folder.exists():
+                if error.history.epochs and not is_run(self.folder):
                     self._save(model, error.history, {"failed": str(error)}, force)
                     message = f"{error}, saved in '{self.folder}'"
                     raise FitError(message, error.history) from None
+                discard_unfinished(self.folder)
                 raise
         best, tried = 0, []
         if len(models) > 1:
@@ -125,8 +140,10 @@ class Plan:
         return save(model, self.folder, history, spec, whole | results, force)
 
     def request(self) -> dict[str, Any]:
-        """What the fit depends on; the evaluation does not belong to it."""
-        return {key: value for key, value in self.table.items() if key != "evaluate"}
+        """What the fit depends on: neither the evaluation nor what is kept on the way."""
+        train = {k: v for k, v in self.table["train"].items() if k not in ASIDE}
+        table = {key: value for key, value in self.table.items() if key != "evaluate"}
+        return table | {"train": train}
 
 
 def planned(spec: Spec, data: Data, folder: Path) -> dict[str, list[Plan]]:
@@ -146,7 +163,7 @@ def plans_of(spec: Spec, data: Data, folder: Path) -> dict[str, list[Plan]]:
     for name, repeat, run in spec.runs():
         table = spec.table(name, repeat)
         title = f"{name}, seed {table['train']['seed']}" if repeat else name
-        plans[name].append(Plan(title, spec.paths[name], table, folder / run, data))
+        plans[name].append(Plan(title, spec.paths[name], table, folder / run, data, spec.folder))
     return plans
 
 

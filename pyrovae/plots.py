@@ -18,7 +18,7 @@ if TYPE_CHECKING:
         Memorisation,
         PredictiveCheck,
     )
-    from pyrovae.fitting import History
+    from pyrovae.history import History
 
 
 def _axes(ax: "Axes | None") -> "Axes":

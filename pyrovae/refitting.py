@@ -27,7 +27,8 @@ from torch import Tensor
 from pyrovae.batch import Batch, Rows, beginning, gathered
 from pyrovae.data import Data
 from pyrovae.errors import Error
-from pyrovae.fitting import refuse, rows_on, run_epochs
+from pyrovae.fitting import refuse, rows_on
+from pyrovae.history import Watch
 from pyrovae.inference import Epoch
 from pyrovae.models import Model
 from pyrovae.models.model import require_model
@@ -82,12 +83,14 @@ def refit_prior(
         everything, held_out = gathered(rows), None
         if validation is not None:
             held_out = gathered(rows_on(validation, "validation", place))
-        refuse(model, everything, held_out, "svi", batch_size, patience)
+        refuse(
+            model, everything, held_out, "svi", {"batch_size": batch_size, "patience": patience}
+        )
         new = _exchanged(model, prior, beginning(everything))
         bar.begin(epochs * len(rows))
         size = batch_size or min(128, len(rows))
         passes = _passes(new, rows, epochs, size, learning_rate, bar.advance)
-        run_epochs(new, passes, held_out, bar, patience)
+        Watch(new, held_out, bar, patience=patience).follow(passes)
     return new
 
 

@@ -25,9 +25,10 @@ from pathlib import Path
 from typing import Any
 
 from pyrovae.errors import Error, brief
-from pyrovae.parallel import THREADS, Fitted, failure_of, threads_of
+from pyrovae.launch import THREADS
+from pyrovae.parallel import Fitted, failure_of, threads_of
 from pyrovae.plans import Plan
-from pyrovae.runs import Run, open_run, restore
+from pyrovae.runs import Run, is_run, open_run, restore
 from pyrovae.specs import import_modules
 
 Answer = tuple[dict[str, bytes], str]
@@ -170,14 +171,14 @@ def _carried_out(
         files = {
             file.relative_to(folder).as_posix(): file.read_bytes()
             for file in folder.rglob("*")
-            if file.is_file()
+            if is_run(folder) and file.is_file()
         }
         return files, said.removesuffix(_saved_in(folder))
 
 
 def _received(plan: Plan, files: Mapping[str, bytes], said: str) -> Run | Error:
     """The run of a plan from its files; what a failed fit left is kept where nothing is."""
-    if said and (not files or plan.folder.exists()):
+    if said and (not files or is_run(plan.folder)):
         return Error(said)
     try:
         restore(plan.folder, files)

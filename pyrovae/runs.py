@@ -6,7 +6,8 @@
     results.json          figures, choices, package versions, seed, the fingerprint of the data
 
 A folder is written beside its place and moved there when it is whole, so that there is never half
-a run.
+a run. What is kept while a fit goes on, its checkpoints and what it was asked for, lies in the
+folder `unfinished` within, and goes when the run is whole.
 """
 
 import csv
@@ -27,13 +28,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from pyrovae.batch import Batch
+from pyrovae.checkpoints import UNFINISHED, another_spec, differences
 from pyrovae.errors import Error
 from pyrovae.files import json_text, write
-from pyrovae.fitting import History
+from pyrovae.history import History
 from pyrovae.models import Model
 from pyrovae.place import seeded
 from pyrovae.versions import versions
 
+LOGS = "logs"
 FILES = ("spec.toml", "weights.safetensors", "history.csv", "results.json")
 
 
@@ -64,6 +67,54 @@ def is_run(folder: Path) -> bool:
     return all((folder / name).is_file() for name in FILES)
 
 
+def is_unfinished(folder: Path) -> bool:
+    """Whether a folder holds a fit that goes on, or was stopped."""
+    return _exists(folder / UNFINISHED / "spec.json")
+
+
+def begin(folder: Path, asked: Mapping[str, Any]) -> None:
+    """Note what a fit was asked for, or go on with what is there.
+
+    Args:
+        folder: of the run.
+        asked: `request`, what the fit depends on, and whatever else is to be known.
+
+    Raises:
+        Error: what is there is a fit of something else; the folder cannot be written.
+    """
+    refuse_other(folder, asked["request"])
+    place = folder / UNFINISHED
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as failure:
+        raise Error(f"'{folder}' cannot be written: {failure.strerror}") from None
+    write(place / "spec.json", json_text(asked))
+
+
+def refuse_other(folder: Path, request: Mapping[str, Any]) -> None:
+    """Refuse to go on with a fit of something else."""
+    if is_unfinished(folder):
+        wanted = json.loads(json_text(request))
+        if changed := differences(begun(folder)["request"], wanted):
+            raise Error(another_spec(folder, changed))
+
+
+def begun(folder: Path) -> dict[str, Any]:
+    """What an unfinished fit was asked for.
+
+    Raises:
+        Error: there is none.
+    """
+    return _read(folder / UNFINISHED / "spec.json", json.loads)
+
+
+def discard_unfinished(folder: Path) -> None:
+    """Remove what is kept of a fit that is not finished."""
+    shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
 def refuse_existing(folder: Path, force: bool) -> None:
     """Refuse a place for a run folder.
 
@@ -71,11 +122,16 @@ def refuse_existing(folder: Path, force: bool) -> None:
         Error: there is a run and nobody said that it may be replaced; or something else that may
             not be replaced at all; or no folder can be made there.
     """
+    if is_unfinished(folder) and not force:
+        raise Error(
+            f"'{folder}' holds a fit that is not finished: go on with --resume {folder}, or begin "
+            "again with --force"
+        )
     if _exists(folder) and not force:
         raise Error(
             f"'{folder}' exists: name another folder with --out, or replace it with --force"
         )
-    if _exists(folder) and not is_run(folder):
+    if _exists(folder) and not (is_run(folder) or is_unfinished(folder)):
         raise Error(f"'{folder}' is no run, and --force replaces runs only")
     refuse_uncreatable(folder)
 
@@ -118,7 +174,7 @@ def save(
         Error: the folder exists, or cannot be written; a function that a spec cannot name.
     """
     folder = Path(folder)
-    refuse_existing(folder, force)
+    refuse_existing(folder, force or is_unfinished(folder))
     whole = {**(results or {}), "versions": versions()}
     tree = {**(spec or {}), "model": model.spec()}
     try:
@@ -137,6 +193,7 @@ def save(
             (draft / "results.json").write_text(json_text(whole), "utf-8")
             for path in draft.iterdir():
                 path.chmod(0o644)
+            _keep_logs(folder, draft)
             _replace(draft, folder)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
@@ -163,6 +220,14 @@ def restore(folder: Path, files: Mapping[str, bytes]) -> None:
             _replace(draft, folder)
     except OSError as failure:
         raise Error(f"'{folder}' cannot be written: {failure.strerror}") from None
+
+
+def _keep_logs(folder: Path, draft: Path) -> None:
+    """Move the logs of a fit, and those of other candidates, to where the run will be."""
+    if (folder / LOGS).is_dir():
+        (folder / LOGS).rename(draft / LOGS)
+    for logs in sorted(folder.glob(f"{UNFINISHED}/*/{LOGS}")):
+        logs.rename((draft / LOGS) / logs.parent.name)
 
 
 def _replace(draft: Path, folder: Path) -> None:

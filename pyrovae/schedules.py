@@ -11,7 +11,9 @@ the bound stands still, is a function of all bounds on the validation rows so fa
 taken up again goes on with the same numbers.
 
 What is recorded once and run again, see `graphs`, reads tensors, not numbers. `Dials` holds each
-scheduled number in a tensor without dimensions, and turns them all before a step.
+scheduled number in a tensor without dimensions, and turns them all before a step. The number of a
+part of the model is a buffer of that part: it is saved with the weights, and evaluation reads
+what it was last.
 """
 
 import math
@@ -31,7 +33,7 @@ from pydantic import (
     PositiveInt,
 )
 from pydantic_core import core_schema
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyrovae.errors import Error
 from pyrovae.part import Part
@@ -66,6 +68,11 @@ class Schedule(Part):
     def forward(self, now: Now) -> float:
         """The number at a moment."""
 
+    @property
+    def least(self) -> float:
+        """The smallest number that it ever is, 0 where that is not known."""
+        return 0.0
+
     def _refuse_end_before_begin(self, begin: float, end: float) -> None:
         if end <= begin:
             raise Error(f"ends at epoch {end:g}, before it begins at epoch {begin:g}", "end")
@@ -81,6 +88,10 @@ class Constant(Schedule):
     value: NonNegativeFloat = 1.0
 
     def forward(self, now: Now) -> float:
+        return self.value
+
+    @property
+    def least(self) -> float:
         return self.value
 
 
@@ -109,6 +120,10 @@ class Linear(Schedule):
         done = _share(now.epoch, self.begin, self.end)
         return self.initial + (self.final - self.initial) * done
 
+    @property
+    def least(self) -> float:
+        return min(self.initial, self.final)
+
 
 class Cosine(Schedule):
     """Half a wave of the cosine from one number to another, constant before and after it.
@@ -134,6 +149,10 @@ class Cosine(Schedule):
     def forward(self, now: Now) -> float:
         done = 0.5 - 0.5 * math.cos(math.pi * _share(now.epoch, self.begin, self.end))
         return self.initial + (self.final - self.initial) * done
+
+    @property
+    def least(self) -> float:
+        return min(self.initial, self.final)
 
 
 class Cyclical(Schedule):
@@ -162,6 +181,10 @@ class Cyclical(Schedule):
         done = min(now.epoch % self.period / (self.share * self.period), 1.0)
         return self.initial + (self.final - self.initial) * done
 
+    @property
+    def least(self) -> float:
+        return min(self.initial, self.final)
+
 
 class Steps(Schedule):
     """A list of numbers, each from an epoch on.
@@ -186,6 +209,10 @@ class Steps(Schedule):
 
     def forward(self, now: Now) -> float:
         return self.values[sum(now.epoch >= epoch for epoch in self.epochs)]
+
+    @property
+    def least(self) -> float:
+        return min(self.values)
 
     @classmethod
     def examples(cls) -> Iterable["Steps"]:
@@ -221,6 +248,10 @@ class Plateau(Schedule):
                 value, since = max(value * self.factor, self.lowest), 0
         return value
 
+    @property
+    def least(self) -> float:
+        return self.lowest
+
 
 def _share(epoch: float, begin: float, end: float) -> float:
     """How much of the time between two epochs is over, from 0 to 1."""
@@ -254,6 +285,21 @@ Rate = Annotated[float | Schedule, _OrSchedule(PositiveFloat)]
 """A number above 0, or a schedule."""
 
 
+def held(quantity: float | Schedule, name: str) -> nn.Buffer:
+    """The buffer of a part that holds a number above 0, which `Dials.join` finds.
+
+    The part has it as `temperature_now`, if the field is called `temperature`.
+
+    Raises:
+        Error: a schedule that comes to 0.
+    """
+    if isinstance(quantity, Schedule):
+        if quantity.least <= 0:
+            raise Error("should stay above 0: give the schedule numbers above 0 only", name)
+        quantity = quantity(Now())
+    return nn.Buffer(torch.tensor(quantity))
+
+
 class Dials:
     """The scheduled numbers of a fit, in tensors that graphs read and that are changed in place.
 
@@ -277,6 +323,18 @@ class Dials:
         value = torch.tensor(quantity(Now()), dtype=torch.float64, device=self.device)
         self.held[name] = quantity, value
         return value
+
+    def join(self, model: nn.Module) -> None:
+        """Turn the scheduled numbers of a model's parts as well.
+
+        Args:
+            model: on the device and in the precision that it is trained in.
+        """
+        for path, part in model.named_modules():
+            for name in type(part).fields.model_fields if isinstance(part, Part) else ():
+                quantity, value = getattr(part, name), getattr(part, f"{name}_now", None)
+                if isinstance(quantity, Schedule) and isinstance(value, Tensor):
+                    self.held[f"{path}.{name}".lstrip(".")] = quantity, value
 
     def turn(self, now: Now) -> None:
         """Set every tensor to the number of a moment."""

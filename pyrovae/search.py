@@ -18,12 +18,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyrovae.errors import Error
+from pyrovae.fits import Say
 from pyrovae.report import Table
 from pyrovae.runs import Run
 from pyrovae.spaces import Point, Range, Search, Space, point
 from pyrovae.specs import Spec
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)

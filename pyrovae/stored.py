@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from typing import Any, Protocol, TypeGuard
 
 import numpy as np
@@ -163,18 +164,24 @@ class Raw:
         """As many rows as the buffer holds, in blocks from all over; the same at every call."""
         return self[self._sample]
 
-    def shuffled(self, batch_size: int) -> Iterator[Batch]:
-        """All rows in a new random order, by blocks and then within the buffer, in batches."""
-        return map(self._taken, ahead(self._drawn(batch_size), self.device))
+    def shuffled(
+        self, batch_size: int, generator: torch.Generator, done: int = 0
+    ) -> Iterator[Batch]:
+        """All rows in random order, by blocks and then within the buffer, in batches.
 
-    def _drawn(self, batch_size: int) -> Iterator[Batch]:
+        The first ones, as many as are done, are left out.
+        """
+        left = islice(self._drawn(batch_size, generator), done, None)
+        return map(self._taken, ahead(left, self.device))
+
+    def _drawn(self, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
         batches = -(-len(self) // batch_size)
         buffers = min(batches, -(-len(self) // self._rows_in(BUFFER)))
         ends = [batches * buffer // buffers * batch_size for buffer in range(1, buffers)]
-        for part in self._by_blocks().tensor_split(ends):
+        for part in self._by_blocks(generator).tensor_split(ends):
             places = part.sort().values
             buffer = self.source[places]
-            for chosen in torch.randperm(len(places)).split(batch_size):
+            for chosen in torch.randperm(len(places), generator=generator).split(batch_size):
                 yield buffer[chosen].replace(index=places[chosen])
 
     @property
@@ -182,7 +189,7 @@ class Raw:
         order = self._by_blocks(torch.Generator().manual_seed(0))
         return order[: self._rows_in(BUFFER)].sort().values
 
-    def _by_blocks(self, generator: torch.Generator | None = None) -> Tensor:
+    def _by_blocks(self, generator: torch.Generator) -> Tensor:
         """The places of all rows, block by block, the blocks in random order."""
         blocks = torch.arange(len(self)).split(self._rows_in(BLOCK))
         order = torch.randperm(len(blocks), generator=generator)

@@ -15,6 +15,7 @@ from pyrovae.families import Normal
 from pyrovae.inference import SVI
 from pyrovae.objectives import ELBO, MeanFieldELBO
 from pyrovae.optim import Optim
+from pyrovae.optimizers import SGD
 
 D, J = 5, 2
 
@@ -142,7 +143,7 @@ def test_mean_field_elbo_and_the_closed_form_kl_agree():
     x = exact.sample((9,))
     q = vae.q(x).base_dist
     kl = 0.5 * (q.loc**2 + q.scale**2 - 1 - 2 * q.scale.log()).sum()
-    optim = Optim(torch.optim.SGD, {"lr": 0.0})
+    optim = Optim(SGD(), 0.0)
     torch.manual_seed(2)
     with vae.scope():
         loss = SVI(vae.model, vae.guide, optim, MeanFieldELBO().build()).step(Batch(x)) * 9
@@ -159,7 +160,7 @@ def test_pyros_own_svi_takes_the_same_step():
     for _ in range(3):
         torch.manual_seed(5)
         with ours.scope():
-            optim = Optim(torch.optim.SGD, {"lr": 0.1})
+            optim = Optim(SGD(), 0.1)
             a = SVI(ours.model, ours.guide, optim, ELBO().build()).step(batch)
         torch.manual_seed(5)
         with stock.scope():

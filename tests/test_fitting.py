@@ -30,6 +30,7 @@ from pyrovae.inference import SVI, em, svi
 from pyrovae.models import Model
 from pyrovae.objectives import ELBO
 from pyrovae.optim import Optim
+from pyrovae.optimizers import SGD
 from pyrovae.priors import Prior
 
 X = torch.tensor(load_digits().data[:300] > 7).float()
@@ -444,7 +445,7 @@ def test_the_best_epoch_is_the_first_with_the_highest_bound(
         kept.append(weights(model))
         return next(values)
 
-    monkeypatch.setattr("pyrovae.fitting.bound", pretended)
+    monkeypatch.setattr("pyrovae.history.bound", pretended)
     model = vae()
     history = fit(model, X, X, epochs=len(bounds), batch_size=100, patience=patience)
     assert (history.best, len(history.epochs)) == (best, epochs)
@@ -487,7 +488,7 @@ def test_em_goes_on_from_present_weights():
 
 def test_parameters_are_stepped_in_the_order_of_their_names():
     model = vae()
-    engine = SVI(model.model, model.guide, Optim(torch.optim.SGD, {"lr": 0.1}), ELBO().build())
+    engine = SVI(model.model, model.guide, Optim(SGD(), 0.1), ELBO().build())
     with model.scope():
         engine.step(Batch(X))
     names = {parameter: name for name, parameter in model.named_parameters()}

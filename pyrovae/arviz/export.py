@@ -41,11 +41,12 @@ from pyrovae.errors import Error
 from pyrovae.evaluate.likelihood import LogLikelihood, log_likelihood
 from pyrovae.evaluate.mcmc import Posterior, posterior
 from pyrovae.evaluate.samplers import Draws, Resampled, Sampler, weighted
-from pyrovae.evaluate.weights import BLOCK, checked, evaluating, log_density, reduce, sites
+from pyrovae.evaluate.weights import BLOCK, checked, evaluating, reduce
 from pyrovae.models import Model
 from pyrovae.models.model import observed
 from pyrovae.part import validated
 from pyrovae.place import unchecked
+from pyrovae.traces import log_density, sites
 from pyrovae.versions import versions
 
 ROW = ("row",)

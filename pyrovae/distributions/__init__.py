@@ -15,6 +15,7 @@ from pyrovae.distributions.normals import Full, JointNormal, LowRank, PresentNor
 from pyrovae.distributions.onehot import STATES, OneHot, all_states
 from pyrovae.distributions.overdispersed import BetaBinomial, NegativeBinomial
 from pyrovae.distributions.present import Present
+from pyrovae.distributions.relaxed import RelaxedBernoulli
 from pyrovae.distributions.sparse import HorseshoeLike
 from pyrovae.distributions.sphere import PowerSpherical, UniformSphere
 from pyrovae.distributions.supports import angle, base, one_hot, open_unit_interval, sphere
@@ -41,6 +42,7 @@ __all__ = [
     "PowerSpherical",
     "Present",
     "PresentNormal",
+    "RelaxedBernoulli",
     "TiltedUniform",
     "UniformSphere",
     "VonMises",

@@ -61,7 +61,7 @@ class OneHot(dist.TorchDistribution):
         with torch.no_grad():
             logits = self.logits.expand(self._extended_shape(Size(sample_shape)))
             chosen = (logits - torch.empty_like(logits).exponential_().log()).argmax(-1)
-            return torch.nn.functional.one_hot(chosen, logits.shape[-1]).to(logits)
+            return torch.zeros_like(logits).scatter(-1, chosen[..., None], 1.0)
 
     def rsample(self, sample_shape: Any = Size()) -> Tensor:
         value, probs = self.sample(sample_shape), self.mean

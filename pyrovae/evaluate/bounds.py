@@ -23,12 +23,13 @@ from pyrovae.evaluate.coordinates import Coordinates
 from pyrovae.evaluate.estimators import AIS
 from pyrovae.evaluate.estimators.annealing import anneal
 from pyrovae.evaluate.paired import standard_error
-from pyrovae.evaluate.weights import BLOCK, Array, evaluating, reduce, sites
+from pyrovae.evaluate.weights import BLOCK, Array, evaluating, reduce
 from pyrovae.models import Model
 from pyrovae.models.model import observed
 from pyrovae.part import validated
 from pyrovae.place import destination
 from pyrovae.report import uncertain
+from pyrovae.traces import sites
 
 
 @dataclass(frozen=True, eq=False)

@@ -33,12 +33,13 @@ from pyrovae.batch import Batch, as_batch
 from pyrovae.distributions import base
 from pyrovae.errors import Error
 from pyrovae.evaluate.uniformity import Uniformity, listed, pit, refuse_few
-from pyrovae.evaluate.weights import BLOCK, Array, evaluating, log_density, paired_traces, sites
+from pyrovae.evaluate.weights import BLOCK, Array, evaluating, paired_traces
 from pyrovae.models import Model
 from pyrovae.models.model import observed
 from pyrovae.part import validated
 from pyrovae.place import Place, unchecked
 from pyrovae.report import Table, entries
+from pyrovae.traces import log_density, sites
 
 INACTIVE = 0.01
 """The activity below which q makes no use of x for an entry."""

@@ -22,9 +22,10 @@ from torch.distributions import biject_to, constraints
 from pyrovae.batch import Batch
 from pyrovae.distributions.supports import base
 from pyrovae.errors import Error
-from pyrovae.evaluate.weights import log_density, paired_traces, refuse_global, sites
+from pyrovae.evaluate.weights import paired_traces
 from pyrovae.models import Model
 from pyrovae.place import unchecked
+from pyrovae.traces import log_density, refuse_global, sites
 
 INSTEAD = "method = 'iwae' for log p(x), 'resampled' for draws"
 

@@ -21,10 +21,11 @@ from torch import Tensor
 
 from pyrovae.batch import as_batch
 from pyrovae.errors import Error
-from pyrovae.evaluate.weights import BLOCK, log_density, paired_traces
+from pyrovae.evaluate.weights import BLOCK, paired_traces
 from pyrovae.models import Model
 from pyrovae.models.model import observed, require_model, require_positive
 from pyrovae.place import destination, in_mode, seeded
+from pyrovae.traces import log_density
 
 
 @dataclass(frozen=True, eq=False)

@@ -48,19 +48,11 @@ from pyrovae.distributions import base
 from pyrovae.errors import Error
 from pyrovae.evaluate.twosample import mmd
 from pyrovae.evaluate.use import LatentUse, SiteUse
-from pyrovae.evaluate.weights import (
-    BLOCK,
-    Array,
-    checked,
-    evaluating,
-    log_density,
-    paired_traces,
-    refuse_global,
-    sites,
-)
+from pyrovae.evaluate.weights import BLOCK, Array, checked, evaluating, paired_traces
 from pyrovae.models import Model
 from pyrovae.part import validated
 from pyrovae.place import unchecked
+from pyrovae.traces import log_density, refuse_global, sites
 
 ROWS = 1000
 """The rows that stand for q(z), at most, chosen at random: all pairs of them are needed."""

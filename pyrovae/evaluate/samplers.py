@@ -24,16 +24,10 @@ from pyrovae.batch import Batch
 from pyrovae.errors import Error
 from pyrovae.evaluate.coordinates import Coordinates
 from pyrovae.evaluate.hamiltonian import QUARTER, TARGET, from_prior, move
-from pyrovae.evaluate.weights import (
-    BLOCK,
-    Array,
-    log_density,
-    paired_traces,
-    reduce,
-    sites,
-)
+from pyrovae.evaluate.weights import BLOCK, Array, paired_traces, reduce
 from pyrovae.models import Model
 from pyrovae.part import Part
+from pyrovae.traces import log_density, sites
 
 Draws = dict[str, Tensor]
 """Draws of latents by site, `(chains, draws, rows, *event)`."""

@@ -21,8 +21,8 @@ No training knob is read here: the log densities are the unscaled ones.
 """
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
@@ -30,15 +30,13 @@ import pyro
 import torch
 from numpy.typing import NDArray
 from pyro import poutine
-from pyro.distributions.util import scale_and_mask
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyrovae.batch import Batch, as_batch, as_rows, in_blocks
-from pyrovae.errors import Error
 from pyrovae.models import Model
 from pyrovae.models.model import observed, require_model, require_positive
 from pyrovae.place import Place, destination, in_mode, placed, seeded, unchecked
+from pyrovae.traces import log_density, of_guide, of_model, sites
 
 Array = NDArray[np.float64]
 BLOCK = 4096
@@ -105,67 +103,14 @@ def paired_traces(
     Where it enumerates, a latent that can be summed over takes all its values instead of being
     drawn, along a dimension to the left of the particles.
     """
+    drawing = poutine.enum(first_available_dim=-3) if enumerates else None
     with model.scope(), unchecked():
-        with plate, poutine.enum(first_available_dim=-3) if enumerates else nullcontext():
-            guide = poutine.trace(model.guide).get_trace(batch)
-        with plate:
-            joint = poutine.trace(poutine.replay(model.model, trace=guide)).get_trace(batch)
-    drawn, scored = _latents(guide), _latents(joint)
-    if drawn != scored:
-        raise Error(
-            f"the latents of model and guide differ ({', '.join(sorted(drawn ^ scored))}): "
-            "log p(x) needs each in both"
-        )
-    return guide, joint
-
-
-def _latents(trace: poutine.Trace) -> set[str]:
-    return {
-        name
-        for name, site in sites(trace)
-        if not site["is_observed"] and not site["infer"].get("is_auxiliary")
-    }
+        guide = of_guide(model.guide, (batch,), {}, plate, drawing)
+        return guide, of_model(model.model, guide, (batch,), {}, plate)
 
 
 def _is_drawn(site: Any) -> bool:
     return "_enumerate_dim" not in site["infer"]
-
-
-def sites(trace: poutine.Trace) -> Iterator[tuple[str, Any]]:
-    """The sample sites of a trace by name, without those of subsampling and deterministic ones."""
-    return (
-        (name, site)
-        for name, site in trace.nodes.items()
-        if site["type"] == "sample"
-        and not site_is_subsample(site)
-        and not site["infer"].get("_deterministic")
-    )
-
-
-def refuse_global(trace: poutine.Trace, rows: int) -> None:
-    """Refuse a trace with a site that is not in the plate of the rows."""
-    for name, site in sites(trace):
-        if all((frame.dim, frame.size) != (-1, rows) for frame in site["cond_indep_stack"]):
-            raise Error(
-                f"the site '{name}' is not in a plate of the rows at dimension -1: "
-                "only local latents have a log-weight per row"
-            )
-
-
-def log_density(
-    trace: poutine.Trace, particles: int, rows: int, of: Callable[[Any], bool] = lambda _: True
-) -> Tensor:
-    """The sum of the unscaled log densities of the sites of a trace, or of some of them.
-
-    Its shape is `(states, particles, rows)`, with one state where nothing is enumerated.
-    """
-    refuse_global(trace, rows)
-    total = torch.zeros(())
-    for _, site in sites(trace):
-        if of(site):
-            entry = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
-            total = total + scale_and_mask(entry, mask=site["mask"])
-    return total.expand(torch.broadcast_shapes(total.shape, (1, particles, rows)))
 
 
 def reduce(log_w: Array) -> dict[str, Array]:

@@ -20,7 +20,7 @@ from pyrovae.families.counts import (
 from pyrovae.families.discrete import Bernoulli, BetaBinomial, Binomial
 from pyrovae.families.family import Family
 from pyrovae.families.flows import Flow
-from pyrovae.families.guides import MixtureOfNormals, OneHot, PowerSpherical
+from pyrovae.families.guides import MixtureOfNormals, OneHot, PowerSpherical, RelaxedBernoulli
 from pyrovae.families.images import DiscretizedLogistic, DiscretizedLogisticMixture
 from pyrovae.families.joint_normals import LowRankNormal, MultivariateNormal, TiedNormal
 from pyrovae.families.positive import Gamma, LogNormal
@@ -55,6 +55,7 @@ __all__ = [
     "OrderedLogistic",
     "Poisson",
     "PowerSpherical",
+    "RelaxedBernoulli",
     "SharedNormal",
     "SphericalNormal",
     "StudentT",

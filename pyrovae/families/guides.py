@@ -6,8 +6,9 @@ is a sum over the states,
 
     E_q f(z) = \sum_z q(z) f(z),
 
-or, where these are too many, a draw with the gradient of its mean. And a posterior with several
-modes, of which a single normal covers one or blurs all, wants a mixture.
+or, where these are too many, a draw with the gradient of its mean; or choices that are relaxed,
+continuous and nearly discrete. And a posterior with several modes, of which a single normal covers
+one or blurs all, wants a mixture.
 """
 
 from math import prod
@@ -28,6 +29,7 @@ from pyrovae.families.categorical import floored
 from pyrovae.families.continuous import inverse_softplus
 from pyrovae.families.expectation import linear
 from pyrovae.families.family import Family
+from pyrovae.schedules import Rate, held
 from pyrovae.transforms import spread
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -116,6 +118,32 @@ class OneHot(Family):
         """The frequencies, none of them below the floor."""
         frequencies = statistics.unflatten(-1, self.event)
         return floored(frequencies, self.floor / self.event[-1]).log()
+
+
+class RelaxedBernoulli(Family):
+    """The log-odds y of relaxed zeros and ones, y = (h + logistic noise) / temperature.
+
+    The guide of binary latents, with the prior of the same name: as the temperature falls
+    1 / (1 + e^-y) goes to 0 or 1, which a `squashed` decoder sees, and draws stay differentiable.
+    The Concrete Distribution: A Continuous Relaxation of Discrete Random Variables (Maddison, Mnih
+    & Teh, 2017, https://arxiv.org/abs/1611.00712). Categorical Reparameterization with
+    Gumbel-Softmax (Jang, Gu & Poole, 2017, https://arxiv.org/abs/1611.01144).
+
+    Args:
+        temperature: the lower, the closer to zeros and ones, and the noisier the gradient.
+    """
+
+    temperature: Rate = 0.5
+
+    def setup(self, event: tuple[int, ...]) -> None:
+        super().setup(event)
+        self.temperature_now = held(self.temperature, "temperature")
+
+    def forward(self, h: Tensor) -> dist.Distribution:
+        return distributions.RelaxedBernoulli(h, self.temperature_now).to_event(len(self.event))
+
+    def marginal(self, batch: Batch) -> Tensor:
+        return self.temperature_now * batch.x.mean(0)
 
 
 class MixtureOfNormals(Family):

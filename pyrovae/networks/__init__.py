@@ -7,10 +7,10 @@ What it is made of is an assumption about x: `MLP` makes none, `Conv` and `ResNe
 neighbouring pixels belong together wherever they are, `DeepSet` that the order does not matter.
 """
 
-from pyrovae.networks.dense import MLP, Linear
+from pyrovae.networks.dense import MLP, Linear, Squashed
 from pyrovae.networks.images import Conv, ResNet
 from pyrovae.networks.modules import Module
 from pyrovae.networks.network import Network
 from pyrovae.networks.sets import DeepSet
 
-__all__ = ["MLP", "Conv", "DeepSet", "Linear", "Module", "Network", "ResNet"]
+__all__ = ["MLP", "Conv", "DeepSet", "Linear", "Module", "Network", "ResNet", "Squashed"]

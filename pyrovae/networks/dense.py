@@ -98,3 +98,24 @@ class MLP(Network):
             cls(hidden=(8, 8), blocks="residual", layer_norm=True, dropout=0.5),
             cls(hidden=(8, 6), blocks="gated", layer_norm=True),
         )
+
+
+class Squashed(Network):
+    """A network that sees 1 / (1 + e^-a) in place of a: numbers between 0 and 1, not log-odds.
+
+    The decoder of `relaxed-bernoulli` latents.
+
+    Args:
+        network: what sees them.
+    """
+
+    network: Network = MLP()
+
+    def setup(self, source: tuple[int, ...], target: tuple[int, ...]) -> None:
+        self.network.setup(source, target)
+
+    def forward(self, a: Tensor) -> Tensor:
+        return self.network(a.sigmoid())
+
+    def start(self, output: Tensor) -> None:
+        self.network.start(output)

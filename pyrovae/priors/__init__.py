@@ -6,7 +6,7 @@ from pyrovae.priors.flows import Flow
 from pyrovae.priors.mixtures import GaussianMixture, Vamp
 from pyrovae.priors.plain import HorseshoeLike, Laplace, LearnedNormal, StandardNormal, StudentT
 from pyrovae.priors.prior import Guide, Prior
-from pyrovae.priors.spaces import Categorical, UniformSphere
+from pyrovae.priors.spaces import Categorical, RelaxedBernoulli, UniformSphere
 
 __all__ = [
     "Categorical",
@@ -19,6 +19,7 @@ __all__ = [
     "Laplace",
     "LearnedNormal",
     "Prior",
+    "RelaxedBernoulli",
     "StandardNormal",
     "StudentT",
     "UniformSphere",

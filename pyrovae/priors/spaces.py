@@ -1,9 +1,10 @@
-"""Priors over other spaces than the plane: the sphere, and classes.
+"""Priors over other spaces than the plane: the sphere, classes, and what is nearly binary.
 
 On a sphere z has a direction and no length. The uniform distribution has no centre there, so it
 pulls no row towards one, as the normal does (Hyperspherical Variational Auto-Encoders, Davidson et
 al., 2018). Over classes z is one of finitely many values, and E_q and log p(x) are sums: a model
-takes them exactly where the values are few.
+takes them exactly where the values are few. Relaxed zeros and ones are in the plane, by their
+log-odds, and gather far out in it, where b is close to 0 or to 1.
 """
 
 from typing import ClassVar
@@ -17,6 +18,7 @@ from pyrovae import distributions
 from pyrovae.distributions import one_hot, sphere
 from pyrovae.errors import Error
 from pyrovae.priors.prior import Guide, Prior
+from pyrovae.schedules import Rate, held
 
 
 class UniformSphere(Prior):
@@ -51,3 +53,25 @@ class Categorical(Prior):
 
     def forward(self, q: Guide, context: Tensor | None = None) -> dist.Distribution:
         return distributions.OneHot(self.logits, self.logits.dim())
+
+
+class RelaxedBernoulli(Prior):
+    """The log-odds of relaxed zeros and ones, with learned probabilities of a one.
+
+    The Concrete Distribution: A Continuous Relaxation of Discrete Random Variables (Maddison, Mnih
+    & Teh, 2017, https://arxiv.org/abs/1611.00712). Categorical Reparameterization with
+    Gumbel-Softmax (Jang, Gu & Poole, 2017, https://arxiv.org/abs/1611.01144).
+
+    Args:
+        temperature: the lower, the closer to zeros and ones.
+    """
+
+    temperature: Rate = 0.5
+
+    def setup(self, z: tuple[int, ...], seen: tuple[int, ...]) -> None:
+        self.logits = nn.Parameter(torch.zeros(z))
+        self.temperature_now = held(self.temperature, "temperature")
+
+    def forward(self, q: Guide, context: Tensor | None = None) -> dist.Distribution:
+        p = distributions.RelaxedBernoulli(self.logits, self.temperature_now)
+        return p.to_event(self.logits.dim())

@@ -29,9 +29,10 @@ from pyrovae.batch import Batch
 from pyrovae.evaluate.coordinates import Coordinates
 from pyrovae.evaluate.estimators.estimator import Columns, Estimator
 from pyrovae.evaluate.recorded import Recorded
-from pyrovae.evaluate.weights import Array, paired_traces, reduce, refuse_global, sums, weigh
+from pyrovae.evaluate.weights import Array, paired_traces, reduce, sums, weigh
 from pyrovae.graphs import How
 from pyrovae.models import Model
+from pyrovae.traces import refuse_global
 
 Index = NDArray[np.int64]
 BLOCK = 2048

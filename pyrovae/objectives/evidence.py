@@ -1,13 +1,13 @@
-"""Objectives: what SVI maximises, as declared parts that build Pyro's estimators.
+r"""The evidence lower bound, and log p(x) itself.
 
     ELBO = E_q[log p(x, z) - log q(z | x)],   estimated by the mean over particles z_l ~ q(z | x)
 
 Its gradient goes through z_l = g(eps_l, x) where q is reparameterised, and through the score of q
 where it is not. Where KL(q || p) is known in closed form, using it in place of its estimate,
-`MeanFieldELBO`, is the same bound with another variance.
+`MeanFieldELBO`, is the same bound with another variance. `terms` has what its KL can be weighed
+with. A latent of few states can be summed over, in the bound or, if there is no other, in p(x).
 """
 
-from abc import abstractmethod
 from typing import Any
 
 import pyro.infer
@@ -15,22 +15,9 @@ from pydantic import PositiveInt
 from pyro.poutine.util import site_is_subsample
 
 from pyrovae.errors import Error
-from pyrovae.part import Part
-
-
-class Objective(Part):
-    """The role of a bound on log p(x), summed over rows. `ELBO` is the shortest member."""
-
-    def setup(self) -> None:
-        """Nothing to make: an objective has no tensors."""
-
-    @abstractmethod
-    def build(self, enumerates: bool = False) -> pyro.infer.ELBO:
-        """The estimator, a `pyro.infer.ELBO`.
-
-        Args:
-            enumerates: whether the model's latents are to be summed over, not drawn.
-        """
+from pyrovae.objectives.objective import Objective, refuse_without_gradient
+from pyrovae.objectives.terms import weighed
+from pyrovae.schedules import Dials, Quantity
 
 
 class ELBO(Objective):
@@ -41,17 +28,28 @@ class ELBO(Objective):
 
     Args:
         particles: draws of z for each row.
+        beta: the weight of KL(q || p).
+        free_bits: in nats; the KL of each latent site, mean over the rows of a batch, counts as
+            at least this.
+        total_correlation: an extra weight on the total correlation of each site's dimensions, for
+            a guide that is a product over them; its estimate is lower than that of
+            minibatch-weighted sampling by (D - 1) log(N / B), for D dimensions and batches of B
+            of N rows.
     """
 
     particles: PositiveInt = 1
+    beta: Quantity = 1.0
+    free_bits: Quantity = 0.0
+    total_correlation: Quantity = 0.0
 
-    def build(self, enumerates: bool = False) -> pyro.infer.ELBO:
+    def build(self, enumerates: bool = False, dials: Dials | None = None) -> pyro.infer.ELBO:
         kind = pyro.infer.TraceEnum_ELBO if enumerates else pyro.infer.Trace_ELBO
-        return kind(
+        plain = kind(
             num_particles=self.particles,
             vectorize_particles=self.particles > 1,
             max_plate_nesting=1,
         )
+        return weighed(self, plain, enumerates, closed=False, dials=dials)
 
 
 class MeanFieldELBO(Objective):
@@ -61,18 +59,28 @@ class MeanFieldELBO(Objective):
 
     Args:
         particles: draws of z for each row.
+        beta: the weight of KL(q || p).
+        free_bits: in nats; the KL of each latent site, mean over the rows of a batch, counts as
+            at least this.
+        total_correlation: an extra weight on the total correlation of each site's dimensions, for
+            a guide that is a product over them; its estimate is lower than that of
+            minibatch-weighted sampling by (D - 1) log(N / B), for D dimensions and batches of B
+            of N rows.
     """
 
     particles: PositiveInt = 1
+    beta: Quantity = 1.0
+    free_bits: Quantity = 0.0
+    total_correlation: Quantity = 0.0
 
-    def build(self, enumerates: bool = False) -> pyro.infer.ELBO:
-        if enumerates:
-            raise Error("mean-field-elbo cannot sum over discrete latents: use elbo", "objective")
-        return _Reparameterised(
+    def build(self, enumerates: bool = False, dials: Dials | None = None) -> pyro.infer.ELBO:
+        self.refuse_states(enumerates)
+        plain = _Reparameterised(
             num_particles=self.particles,
             vectorize_particles=self.particles > 1,
             max_plate_nesting=1,
         )
+        return weighed(self, plain, enumerates, closed=True, dials=dials)
 
 
 class MarginalLikelihood(Objective):
@@ -82,7 +90,7 @@ class MarginalLikelihood(Objective):
     Fisher's identity, so a mixture can be fitted by either.
     """
 
-    def build(self, enumerates: bool = False) -> pyro.infer.ELBO:
+    def build(self, enumerates: bool = False, dials: Dials | None = None) -> pyro.infer.ELBO:
         if not enumerates:
             raise Error(
                 "marginal-likelihood sums over discrete latents, and the model has none of few "
@@ -119,8 +127,5 @@ class _Reparameterised(pyro.infer.TraceMeanField_ELBO):
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         traces = super()._get_trace(model, guide, args, kwargs)
-        for name, site in traces[1].nodes.items():
-            latent = site["type"] == "sample" and not site_is_subsample(site)
-            if latent and not site["fn"].has_rsample and site["log_prob"].requires_grad:
-                raise Error(f"mean-field-elbo has no gradient through '{name}': use elbo")
+        refuse_without_gradient("mean-field-elbo", traces[1])
         return traces
