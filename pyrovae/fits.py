@@ -1,6 +1,6 @@
 """The fits of a comparison: what is finished is reused, the rest is carried out where asked.
 
-A finished run is reused if nothing that it depends on has changed: the request of its plan, and the
+A finished run is reused if nothing that it depends on has changed: its request and the
 data. So a comparison, or a search, that was stopped goes on with what is missing.
 """
 
