@@ -43,6 +43,7 @@ Imports = Annotated[
 ]
 
 Depth = Literal["likelihood", "quick", "standard", "thorough"]
+On = Literal["processes", "ray", "optuna"]
 Form = StrEnum("Form", ["table", "markdown", "latex", "csv", "json"])
 FORMS: dict[Form, Callable[[Any], str]] = {
     Form.table: str,
@@ -65,22 +66,27 @@ def fit(
         Path | None,
         typer.Option(metavar="RUN", help="Go on with the fit in this folder, if it is begun."),
     ] = None,
+    processes: Annotated[
+        int, typer.Option(min=1, help="How many take the steps of the fit together.")
+    ] = 1,
 ) -> None:
     """Fit the model of a spec and save the run; a fit that was stopped goes on with --resume."""
     from pyrovae import experiment
     from pyrovae.specs import read_spec
 
+    if processes > 1:
+        from pyrovae.launch import launch
+
+        sys.exit(launch(_without(sys.argv[1:], "--processes"), processes))
     asked = read_spec(spec, changes or ()) if spec else None
     if resume:
         if out or force or (changes and not spec):
             raise Error("--resume goes on in its own folder with its own spec: name no other")
-        run = experiment.resume(resume, asked, typer.echo)
+        experiment.resume(resume, asked, typer.echo)
     elif asked:
-        folder = out or Path("runs") / asked.name
-        run = experiment.fit_spec(asked, folder, force, typer.echo)
+        experiment.fit_spec(asked, out or Path("runs") / asked.name, force, typer.echo)
     else:
         raise Error("name a spec file, or a folder to go on with: pyrovae fit --resume RUN")
-    typer.echo(f"saved in {run.folder}")
 
 
 @app.command()
@@ -112,6 +118,10 @@ def compare(
         int | None, typer.Option(min=1, help="How often to fit each model, as in the spec.")
     ] = None,
     processes: Annotated[int, typer.Option(min=1, help="How many fits at a time.")] = 1,
+    on: Annotated[
+        On,
+        typer.Option(help="Here, or on a Ray cluster; optuna insists on a [search]."),
+    ] = "processes",
     form: Annotated[
         Form,
         typer.Option("--format", help="What to print; other than the table, it stands alone."),
@@ -124,7 +134,7 @@ def compare(
     asked = read_spec(spec, [*(changes or ()), *([f"seeds={seeds}"] if seeds else [])])
     folder = out or Path("runs") / spec.stem
     say = functools.partial(typer.echo, err=form is not Form.table)
-    comparison = compare_spec(asked, folder, force, say, processes)
+    comparison = compare_spec(asked, folder, force, say, processes, on)
     typer.echo(FORMS[form](comparison).rstrip("\n"))
     say(f"saved in {folder}")
 
@@ -204,9 +214,15 @@ def schema() -> None:
     """Print the JSON schema of spec files, for editors."""
     import json
 
-    from pyrovae import specs
+    from pyrovae import schema
 
-    typer.echo(json.dumps(specs.schema(), indent=2))
+    typer.echo(json.dumps(schema.schema(), indent=2))
+
+
+def _without(words: list[str], option: str) -> list[str]:
+    """The words of a command line without an option and its value."""
+    kept = iter(word for word in words if not word.startswith(f"{option}="))
+    return [word for word in kept if word != option or next(kept, None) is None]
 
 
 def main() -> None:

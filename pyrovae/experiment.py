@@ -8,8 +8,8 @@ goes on with what is missing.
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -20,39 +20,37 @@ import torch
 
 from pyrovae.assessment import Assessment, Depth, assess
 from pyrovae.batch import Batch
-from pyrovae.checkpoints import differences
 from pyrovae.clustering import Clusters, class_names, cluster_latents
 from pyrovae.data import Data, load
 from pyrovae.errors import Error
-from pyrovae.evaluate import Comparison, LogLikelihood, log_likelihood
+from pyrovae.evaluate import Comparison, LogLikelihood, log_likelihood, select
 from pyrovae.evaluate.comparison import ranked
 from pyrovae.files import write
+from pyrovae.fits import PLACES, Say, carried_out, runs_of
 from pyrovae.models import Model
-from pyrovae.parallel import fitted
 from pyrovae.part import check, keywords
-from pyrovae.plans import Plan, planned, refuse_plans
+from pyrovae.plans import Plan, planned, plans_of, refuse_plans
 from pyrovae.proposal import propose, settled
+from pyrovae.ranks import joined
 from pyrovae.refusals import check_rows
 from pyrovae.report import FILES, write_report
 from pyrovae.runs import (
     Run,
     begun,
-    discard_unfinished,
     is_run,
     is_unfinished,
     open_run,
     refuse_existing,
-    refuse_other,
     refuse_uncreatable,
+    start_over,
     write_samples,
 )
-from pyrovae.specs import Spec, parse
+from pyrovae.search import Trials, best, searched, table, verdict
+from pyrovae.specs import SEARCH, Spec, parse
 
-Say = Callable[[str], None]
 
-
-def _settled(spec: Spec, data: Data, say: Say) -> Spec:
-    """The spec with the families of all columns decided; what is proposed for them is said."""
+def _settling(data: Data, say: Say) -> Callable[[Spec], Spec]:
+    """Decides the families of all columns of a spec; what is proposed for them is said once."""
 
     @functools.cache
     def proposed() -> dict[str, Any]:
@@ -60,11 +58,14 @@ def _settled(spec: Spec, data: Data, say: Say) -> Spec:
         say(str(proposal))
         return proposal.columns
 
-    models = {
-        name: settled(table, data.columns, proposed, spec.paths[name])
-        for name, table in spec.models.items()
-    }
-    return replace(spec, models=models)
+    def settle(spec: Spec) -> Spec:
+        models = {
+            name: settled(table, data.columns, proposed, spec.paths[name])
+            for name, table in spec.models.items()
+        }
+        return replace(spec, models=models)
+
+    return settle
 
 
 def fit_spec(spec: Spec, folder: Path, force: bool, say: Say) -> Run:
@@ -100,18 +101,27 @@ def _fit(spec: Spec, folder: Path, force: bool, say: Say) -> Run:
     if "model" not in spec.models or spec.seeds > 1:
         what = "several seeds" if "model" in spec.models else "several models"
         raise Error(f"'{spec.name}' has {what}: use pyrovae compare, or keep one as [model]")
-    data = spec.load()
-    spec = _settled(spec, data, say)
-    plan = Plan("model", "model", spec.table("model"), folder, data, spec.folder)
-    refuse_plans({"model": [plan]})
-    if force:
-        discard_unfinished(folder)
-    run = plan.fit(force)
-    say(
-        f"{spec.models['model']['kind']}: {run.results['stopped']} "
-        f"after {run.results['epochs']} epochs, {run.results['seconds']:.1f} s"
-    )
+    if spec.search:
+        raise Error(f"'{spec.name}' has a [search]: use pyrovae compare, or leave it out")
+    with joined(spec.train["model"].get("device")) as world:
+        heard = say if world.first else _unheard
+        data = spec.load()
+        spec = _settling(data, heard)(spec)
+        plan = Plan("model", "model", spec.table("model"), folder, data, spec.folder)
+        refuse_plans({"model": [plan]})
+        if force and world.first:
+            start_over(folder)
+        run = plan.fit(force, world)
+        heard(
+            f"{spec.models['model']['kind']}: {run.results['stopped']} "
+            f"after {run.results['epochs']} epochs, {run.results['seconds']:.1f} s"
+        )
+        heard(f"saved in {run.folder}")
     return run
+
+
+def _unheard(sentence: str) -> None:
+    """The first of several processes speaks for all."""
 
 
 def evaluate_run(
@@ -217,7 +227,12 @@ def sample_run(run: Run, rows: int, seed: int, path: Path, force: bool, say: Say
 
 
 def compare_spec(
-    spec: Spec, folder: Path, force: bool, say: Say, processes: int = 1
+    spec: Spec,
+    folder: Path,
+    force: bool,
+    say: Say,
+    processes: int = 1,
+    on: str = "processes",
 ) -> Comparison:
     """Compare the models of a spec on the test rows; finished runs of the same spec are reused.
 
@@ -227,66 +242,71 @@ def compare_spec(
         force: fit again what is finished.
         say: told what happens.
         processes: how many fits at a time, each in a process of its own unless it is one.
+        on: where fits run, one of `PLACES`; "optuna" is "processes" for a spec with a search.
 
     Raises:
         Error: nothing was fitted, if something can be refused; or all was that can be.
     """
     _comparison_folder(folder)
+    if on == "optuna" and not spec.search:
+        raise Error(f"'{spec.name}' has no [search] for Optuna: add one, or leave --on out")
     data = spec.load()
-    spec = _settled(spec, data, say)
-    plans = planned(spec, data, folder)
-    runs = _runs([plan for fits in plans.values() for plan in fits], spec, force, say, processes)
-    of_seeds = {name: [runs[plan.folder] for plan in fits] for name, fits in plans.items()}
+    settle = _settling(data, say)
+    if spec.search and data.validation is None:
+        raise Error("a search is judged by validation rows: data.validation is 0", "search")
+    planned(settle(spec.at(spec.probes())), data, folder)
+    with ExitStack() as stack:
+        begun = PLACES[on](min(processes, spec.width), spec.folder)
+        fits = carried_out(functools.cache(lambda: stack.enter_context(begun)), force, say)
+
+        def trial_runs(points: Spec) -> dict[str, Run | Error]:
+            plans = plans_of(replace(settle(points), seeds=1), data, folder)
+            found = fits([plan for (plan,) in plans.values()])
+            return {name: found[plan.folder] for name, (plan,) in plans.items()}
+
+        judge = functools.partial(_validated, data=data, settings=spec.evaluate)
+        trials = searched(spec, trial_runs, judge, say) if spec.search else {}
+        decided = spec.at({name: [best(tried).point] for name, tried in trials.items()})
+        plans = plans_of(settle(decided), data, folder)
+        runs = runs_of(fits([plan for of_seeds in plans.values() for plan in of_seeds]), plans)
     comparison = ranked(
-        {name: [run.model for run in fits] for name, fits in of_seeds.items()},
+        {name: [run.model for run in fits] for name, fits in runs.items()},
         {
             name: [evaluate_run(run, data, _asked(run.model, spec.evaluate)) for run in fits]
-            for name, fits in of_seeds.items()
+            for name, fits in runs.items()
         },
-        {name: fmean(run.results["seconds"] for run in fits) for name, fits in of_seeds.items()},
-        {name: text for name, fits in of_seeds.items() if (text := _choice(fits))},
+        {name: fmean(run.results["seconds"] for run in fits) for name, fits in runs.items()},
+        _chosen(runs, trials),
     )
     write_report(comparison, folder)
-    models = {name: table | {"train": spec.train[name]} for name, table in spec.models.items()}
-    tree = {"import": list(spec.imports), "seeds": spec.seeds, "data": spec.data}
-    whole = tree | {"evaluate": spec.evaluate, "models": models}
-    write(folder / "spec.toml", tomli_w.dumps(whole))
+    if trials:
+        write(folder / SEARCH, table(trials).csv())
+    write(folder / "spec.toml", tomli_w.dumps(settle(spec).whole))
     return comparison
+
+
+def _validated(run: Run, data: Data, settings: dict[str, Any]) -> float:
+    """The mean log p(x) of the validation rows, which is added to the results of the run."""
+    if tried := run.results["tried"]:
+        return max(candidate["validation"] for candidate in tried)
+    options = {k: v for k, v in settings.items() if k in ("particles", "method", "seed")}
+    known = run.results.get("validated", {})
+    if known.get("evaluate") != options:
+        _, (mean,) = select([run.model], data.validation, **options)
+        run.record(validated=(known := {"mean": mean, "evaluate": options}))
+    return float(known["mean"])
+
+
+def _chosen(runs: Mapping[str, Sequence[Run]], trials: Trials) -> dict[str, str]:
+    """What was searched and what was tried, and what of it was taken, in words."""
+    found = {best(tried).name: verdict(tried) for tried in trials.values()}
+    texts = {name: (found.get(name, ""), _choice(fits)) for name, fits in runs.items()}
+    return {name: "; ".join(filter(None, text)) for name, text in texts.items() if any(text)}
 
 
 def _asked(model: Model, settings: dict[str, Any]) -> dict[str, Any]:
     """The settings of an evaluation, without an estimator for a model that needs none."""
     return {k: v for k, v in settings.items() if k != "method"} if model.exact else settings
-
-
-def _runs(
-    plans: Iterable[Plan], spec: Spec, force: bool, say: Say, processes: int
-) -> dict[Path, Run]:
-    """The run of every plan by its folder, those that are finished reused.
-
-    Raises:
-        Error: some fits failed; the others are finished.
-    """
-    found = {plan: _finished(plan, force) for plan in plans}
-    runs = {plan.folder: run for plan, run in found.items() if run}
-    failures = []
-    for plan, run in found.items():
-        if run:
-            say(f"{plan.title}: reused, its spec is unchanged ({plan.folder})")
-    missing = [plan for plan, run in found.items() if not run]
-    with closing(fitted(missing, processes, spec.folder)) as outcomes:
-        for plan, outcome in outcomes:
-            if isinstance(outcome, Error):
-                say(f"{plan.title}: failed")
-                failures.append(f"'{plan.title}': {outcome}")
-            else:
-                runs[plan.folder] = outcome
-                took = f"{outcome.results['seconds']:.1f} s"
-                say(f"{plan.title}: fitted in {took} ({plan.folder})")
-    if failures:
-        finished = f"; {len(runs)} of {len(found)} runs are finished" if runs else ""
-        raise Error("; ".join(failures) + finished)
-    return runs
 
 
 def _comparison_folder(folder: Path) -> None:
@@ -296,7 +316,8 @@ def _comparison_folder(folder: Path) -> None:
     refuse_uncreatable(folder)
     if not folder.exists():
         return
-    written = {*FILES, *(["spec.toml"] if (folder / "results.json").exists() else [])}
+    own = ["spec.toml", SEARCH] if (folder / "results.json").exists() else []
+    written = {*FILES, *own}
     for path in sorted(folder.iterdir()):
         ours = path.name in written or is_run(path) or is_unfinished(path)
         if not (ours or path.name.startswith(".")):
@@ -321,29 +342,3 @@ def _choice(runs: Sequence[Run]) -> str:
     )
     over = ", means over seeds" if len(runs) > 1 else ""
     return f"{what} chosen by log p(x) on the validation rows ({shown}{over})"
-
-
-def _finished(plan: Plan, force: bool) -> Run | None:
-    """The run of an unchanged plan, if there is one.
-
-    Raises:
-        Error: a run of something else is in the way.
-    """
-    if force:
-        discard_unfinished(plan.folder)
-        return None
-    refuse_other(plan.folder, plan.request())
-    if is_unfinished(plan.folder) or not plan.folder.exists():
-        return None
-    run = open_run(plan.folder)
-    if "failed" in run.results:
-        return None
-    changed = sorted(differences(run.results.get("request"), plan.request()))
-    if run.results.get("fingerprint") != plan.data.fingerprint:
-        changed.append("the data themselves")
-    if changed:
-        raise Error(
-            f"'{plan.folder}' was fitted with another spec ({'; '.join(changed)}): "
-            "fit again with --force, or name another folder with --out"
-        )
-    return run

@@ -17,8 +17,9 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,25 +41,31 @@ work()
 """
 
 
-def fitted(
-    plans: Sequence[Plan], processes: int, modules: Path | None
-) -> Generator[tuple[Plan, Run | Error], None, None]:
-    """Carry plans out; each is yielded when it is done, with its run or what went wrong.
+Fitted = Callable[[Sequence[Plan]], Iterator[tuple[Plan, Run | Error]]]
+"""Carries plans out; each is yielded when it is done, with its run or what went wrong."""
+
+
+def alone(plans: Sequence[Plan]) -> Iterator[tuple[Plan, Run | Error]]:
+    """Carry plans out in the present process."""
+    for plan in plans:
+        try:
+            yield plan, plan.fit(force=True)
+        except Error as error:
+            yield plan, error
+
+
+@contextmanager
+def in_processes(count: int, modules: Path | None) -> Iterator[Fitted]:
+    """A place where plans are carried out, until the context ends.
 
     Args:
-        plans: of one spec.
-        processes: how many fits at a time; one is in the present process.
+        count: how many fits at a time; one is in the present process.
         modules: the folder in which modules that the spec imports may lie.
     """
-    count = min(processes, len(plans))
-    if count <= 1:
-        for plan in plans:
-            try:
-                yield plan, plan.fit(force=True)
-            except Error as error:
-                yield plan, error
+    if count == 1:
+        yield alone
         return
-    threads, workers = max(1, torch.get_num_threads() // count), []
+    threads, workers = threads_of(count), []
     idle: queue.SimpleQueue[Worker | None] = queue.SimpleQueue()
     for _ in range(count):
         idle.put(None)
@@ -74,11 +81,14 @@ def fitted(
         finally:
             idle.put(worker if worker and worker.process.poll() is None else None)
 
-    pool = ThreadPoolExecutor(count)
-    try:
+    def fitted(plans: Sequence[Plan]) -> Iterator[tuple[Plan, Run | Error]]:
         futures = {pool.submit(fit, plan): plan for plan in plans}
         for future in as_completed(futures):
             yield futures[future], future.result()
+
+    pool = ThreadPoolExecutor(count)
+    try:
+        yield fitted
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         for worker in workers:
@@ -86,6 +96,11 @@ def fitted(
         pool.shutdown()
         for worker in workers:
             worker.close()
+
+
+def threads_of(fits: int) -> int:
+    """The threads of each of so many fits."""
+    return max(1, torch.get_num_threads() // fits)
 
 
 class Worker:
@@ -163,7 +178,8 @@ def _listen(tasks: "queue.SimpleQueue[str]") -> None:
 
 def _done(task: dict[str, Any], data: Callable[[str, str | None], Data]) -> str:
     """What went wrong in carrying a task out, empty if nothing."""
-    try:
+
+    def attempt() -> None:
         table = task["table"]
         rows = data(json.dumps([table.get("import", []), table["data"]]), task["modules"])
         if rows.fingerprint != task["fingerprint"]:
@@ -171,6 +187,14 @@ def _done(task: dict[str, Any], data: Callable[[str, str | None], Data]) -> str:
         modules = Path(task["modules"]) if task["modules"] else None
         place = Path(task["folder"])
         Plan(task["title"], task["path"], table, place, rows, modules).fit(force=True)
+
+    return failure_of(attempt)
+
+
+def failure_of(attempt: Callable[[], object]) -> str:
+    """What went wrong in an attempt in another process, empty if nothing."""
+    try:
+        attempt()
     except Error as error:
         return str(error)
     except Exception as failure:

@@ -25,6 +25,7 @@ from pyrovae.history import FitError, History
 from pyrovae.models import Model
 from pyrovae.part import check, keywords
 from pyrovae.place import destination, seeded
+from pyrovae.ranks import ALONE, World
 from pyrovae.refusals import check_rows, refuse
 from pyrovae.runs import Run, begin, discard_unfinished, is_run, save
 from pyrovae.specs import Spec, build
@@ -80,10 +81,14 @@ class Plan:
             raise error.under(self.path) from None
         return model
 
-    def fit(self, force: bool = False) -> Run:
+    def fit(self, force: bool = False, world: World = ALONE) -> Run:
         """Fit all candidates, choose on the validation rows, save.
 
         What is unfinished in the folder is gone on with.
+
+        Args:
+            force: replace a run that is there.
+            world: of the processes that fit together, of which the first writes.
 
         Raises:
             Interrupted: the fit was asked to stop; the folder holds a checkpoint.
@@ -103,6 +108,8 @@ class Plan:
                 how = f"go on with pyrovae fit --resume {self.folder}"
                 raise Interrupted(f"{stop}: {how}", stop.code) from None
             except FitError as error:
+                if not world.first:
+                    raise
                 if error.history.epochs and not is_run(self.folder):
                     self._save(model, error.history, {"failed": str(error)}, force)
                     message = f"{error}, saved in '{self.folder}'"
@@ -123,6 +130,9 @@ class Plan:
             "chosen": labels[best],
             "tried": tried,
         }
+        if not world.first:
+            facts = {"stopped": histories[best].stopped, "epochs": len(histories[best].epochs)}
+            return Run(self.folder, self.table, models[best], results | facts)
         return self._save(models[best], histories[best], results, force)
 
     def _save(self, model: Model, history: History, results: dict[str, Any], force: bool) -> Run:
@@ -148,17 +158,23 @@ class Plan:
 
 
 def planned(spec: Spec, data: Data, folder: Path) -> dict[str, list[Plan]]:
-    """For each model of a spec its fits, the first seed first, in folders within a folder.
+    """The plans of a spec, which are looked at.
 
     Raises:
         Error: what `refuse_plans` refuses.
     """
+    plans = plans_of(spec, data, folder)
+    refuse_plans(plans)
+    return plans
+
+
+def plans_of(spec: Spec, data: Data, folder: Path) -> dict[str, list[Plan]]:
+    """For each model of a spec its fits, the first seed first, in folders within a folder."""
     plans: dict[str, list[Plan]] = {name: [] for name in spec.models}
     for name, repeat, run in spec.runs():
         table = spec.table(name, repeat)
         title = f"{name}, seed {table['train']['seed']}" if repeat else name
         plans[name].append(Plan(title, spec.paths[name], table, folder / run, data, spec.folder))
-    refuse_plans(plans)
     return plans
 
 

@@ -108,6 +108,12 @@ def begun(folder: Path) -> dict[str, Any]:
     return _read(folder / UNFINISHED / "spec.json", json.loads)
 
 
+def start_over(folder: Path) -> None:
+    """Remove what is kept of a fit that is not finished, and all logs."""
+    shutil.rmtree(folder / LOGS, ignore_errors=True)
+    discard_unfinished(folder)
+
+
 def discard_unfinished(folder: Path) -> None:
     """Remove what is kept of a fit that is not finished."""
     shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
@@ -196,12 +202,34 @@ def save(
             if is_unfinished(folder) and not is_run(folder):
                 _finish(draft, folder)
             else:
+                if (folder / LOGS).is_dir():
+                    (folder / LOGS).rename(draft / LOGS)
                 _replace(draft, folder)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
     except OSError as failure:
         raise Error(f"'{folder}' cannot be written: {failure.strerror}") from None
     return Run(folder, tree, model, whole)
+
+
+def restore(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write a run folder from the files of one, by their places in it, replacing a run there.
+
+    Raises:
+        Error: something that is no run is there, or the folder cannot be written.
+    """
+    refuse_existing(folder, force=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as beside:
+            draft = Path(beside, folder.name)
+            for place, content in files.items():
+                file = draft / place
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(content)
+            _replace(draft, folder)
+    except OSError as failure:
+        raise Error(f"'{folder}' cannot be written: {failure.strerror}") from None
 
 
 def _finish(draft: Path, folder: Path) -> None:

@@ -8,6 +8,7 @@
     [models.NAME]             a model; `extends = "OTHER"` inherits
     [models.NAME.train]       settings of its own
     [grid]                    dotted paths to lists: each point is a model of the comparison
+    [search]                  dotted paths to ranges or lists, searched by validation rows
     seeds = 3                 how often each model is fitted
 
 Where a model's field takes one value, a list is a choice, made on the validation rows. An option
@@ -18,7 +19,7 @@ import functools
 import importlib
 import sys
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,13 +29,15 @@ from pyrovae.errors import Error
 from pyrovae.evaluate import log_likelihood
 from pyrovae.fitting import fit
 from pyrovae.models import Model
-from pyrovae.part import Part, check, json_schema, keywords, roles, unknown
+from pyrovae.part import check, keywords, unknown
 from pyrovae.report import FILES
 from pyrovae.runs import Run
+from pyrovae.spaces import Point, Search, Space, probes, spaces
 from pyrovae.variants import Tree, axes, axes_of, folder_name, merged, nested, points
 
-RESERVED = ("", "..", "spec.toml", *FILES)
-TABLES = ("data", "evaluate", "grid", "import", "model", "models", "seeds", "train")
+SEARCH = "search.csv"
+RESERVED = ("", "..", "spec.toml", SEARCH, *FILES)
+TABLES = ("data", "evaluate", "grid", "import", "model", "models", "search", "seeds", "train")
 ESTIMATOR = {"evaluate.method", "evaluate.method.kind"}
 """The paths that choose another estimator."""
 TAKEN = {"x": "data", "context": "data.context", "classes": "data.labels"}
@@ -56,6 +59,7 @@ class Spec:
         imports: the modules that were imported.
         folder: where they may lie.
         seeds: how often each model is fitted.
+        search: of models whose tables lack what is searched.
     """
 
     name: str
@@ -67,6 +71,7 @@ class Spec:
     imports: tuple[str, ...]
     folder: Path | None
     seeds: int
+    search: Search | None = None
 
     def load(self) -> Data:
         """The data."""
@@ -78,6 +83,62 @@ class Spec:
             for repeat in range(self.seeds):
                 suffix = f"-seed-{train.get('seed', 0) + repeat}" if repeat else ""
                 yield name, repeat, folder_name(name) + suffix
+
+    def at(self, chosen: Mapping[str, Sequence[Point]]) -> "Spec":
+        """The spec with points of the search in the place of the models that they are of.
+
+        Raises:
+            Error: settings that `fit` refuses, two points with one name.
+        """
+        models: dict[str, Tree] = {}
+        train: dict[str, Tree] = {}
+        paths: dict[str, str] = {}
+        for name in self.models:
+            for point in chosen.get(name, [{}]):
+                key, table = self.point(name, point)
+                settings = table.pop("train")
+                check(keywords(fit), settings, "train")
+                if models.setdefault(key, table) != table or train.get(key, settings) != settings:
+                    raise Error(f"two points would be called '{key}'", "search")
+                train[key], paths[key] = settings, self.paths[name]
+        found = replace(self, models=models, train=train, paths=paths, search=None)
+        _refuse_shared_folders(found)
+        return found
+
+    @property
+    def whole(self) -> Tree:
+        """The tables of the spec, settings for all models written to each."""
+        alone = self.paths == {"model": "model"}
+        models = {name: table | {"train": self.train[name]} for name, table in self.models.items()}
+        tree: Tree = {"import": list(self.imports), "seeds": self.seeds, "data": self.data}
+        tree |= {"evaluate": self.evaluate} | (models if alone else {"models": models})
+        if self.search:
+            place = {name: ("model",) if alone else ("models", name) for name in models}
+            tree["search"] = self.search.table(place)
+        return tree
+
+    @property
+    def width(self) -> int:
+        """How many fits there can be at a time."""
+        search = self.search
+        trials = search.batch * len(search.spaces) if search else 0
+        return max(trials, self.seeds * len(self.models))
+
+    def only(self, names: Iterable[str]) -> "Spec":
+        """The spec of some of its models."""
+        return replace(self, models={name: self.models[name] for name in names})
+
+    def probes(self) -> dict[str, list[Point]]:
+        """Of each model that is searched a few points, which stand for all."""
+        found: dict[str, Space] = self.search.spaces if self.search else {}
+        return {name: probes(space, self.models[name]) for name, space in found.items()}
+
+    def point(self, name: str, point: Point) -> tuple[str, Tree]:
+        """A point of a model's space: its name, and the table there with that of its training."""
+        whole = self.models[name] | {"train": self.train[name]}
+        ((label, table),) = points(whole, {steps: [value] for steps, value in point.items()})
+        own = label if name == self.paths[name] else f"{name}, {label}"
+        return (own if label else name), table
 
     def table(self, name: str, repeat: int = 0) -> Tree:
         """All that a fit of one model depends on; a repeat has a seed that is higher by it."""
@@ -135,6 +196,24 @@ def parse(tree: Tree, name: str, changes: Sequence[str] = (), folder: Path | Non
         models[key], settings[key], paths[key] = table, table.pop("train"), path
     spec = Spec(name, data, evaluate, models, settings, paths, tuple(imports), folder, seeds)
     _refuse_shared_folders(spec)
+    return _with_search(spec, tree) if "search" in tree else spec
+
+
+def _with_search(spec: Spec, tree: Tree) -> Spec:
+    """The spec with its search, which is looked at where something could be refused."""
+    names = list(tree.get("models", {}))
+    own, found = spaces(_table(tree["search"], "search"), names)
+    grid = axes_of(axes(tree.get("grid", {})), names)
+    for key, space in found.items():
+        if both := space.keys() & grid[key].keys():
+            raise Error("is varied by the grid as well", ".".join(("search", *min(both))))
+    searched = {
+        name: space
+        for name, path in spec.paths.items()
+        if (space := found[path.removeprefix("models.")])
+    }
+    spec = replace(spec, search=Search(**own, spaces=searched))
+    spec.at(spec.probes())
     return spec
 
 
@@ -196,66 +275,6 @@ def build(table: Tree, declared: Mapping[str, Any], path: str = "model") -> Mode
         Error: with the dotted path of what is wrong.
     """
     return Model.from_spec(_shaped(table, declared, path), path)
-
-
-def schema() -> Tree:
-    """The JSON schema of spec files, for editors."""
-    parts: Tree = {}
-    for role in roles().values():
-        kinds = [{"$ref": f"#/$defs/{role.__name__}.{kind}"} for kind in sorted(role.members)]
-        parts[role.__name__] = {"anyOf": [{"enum": sorted(role.members)}, *kinds]}
-        for kind, member in role.members.items():
-            parts[f"{role.__name__}.{kind}"] = _member_schema(kind, member)
-    train, data, evaluate = (json_schema(keywords(f)) for f in (fit, load, log_likelihood))
-    model = {"$ref": "#/$defs/Model"}
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "pyrovae spec",
-        "type": "object",
-        "additionalProperties": False,
-        "properties": {
-            "import": {"type": "array", "items": {"type": "string"}},
-            "data": data,
-            "train": train,
-            "evaluate": evaluate,
-            "seeds": {"type": "integer", "minimum": 1},
-            "grid": {
-                "type": "object",
-                "additionalProperties": {"anyOf": [{"type": "array"}, {"type": "object"}]},
-            },
-            "model": model,
-            "models": {
-                "type": "object",
-                "additionalProperties": {"anyOf": [model, {"required": ["extends"]}]},
-            },
-        },
-        "$defs": parts,
-    }
-
-
-def _member_schema(kind: str, member: type[Part]) -> Tree:
-    own = json_schema(member.fields)
-    properties = {name: _or_choice(rule) for name, rule in own.get("properties", {}).items()}
-    required = own.get("required", [])
-    if issubclass(member, Model):
-        properties |= {"train": {"type": "object"}, "extends": {"type": "string"}}
-        required = [name for name in required if name not in TAKEN]
-    return own | {
-        "properties": {"kind": {"const": kind}} | properties,
-        "required": ["kind", *required],
-        "description": member.summary(),
-    }
-
-
-def _or_choice(rule: Tree) -> Tree:
-    """The rule of a field, or a list of values that obey it, where the field takes no list."""
-    options = rule.get("anyOf", [rule])
-    for option in options:
-        if isinstance(part := option.get("additionalProperties"), dict):
-            option["additionalProperties"] = _or_choice(part)
-    if any(option.get("type") == "array" for option in options):
-        return rule
-    return {"anyOf": [rule, {"type": "array", "items": rule, "minItems": 1}]}
 
 
 def _shaped(table: Tree, declared: Mapping[str, Any], path: str) -> Tree:

@@ -61,6 +61,12 @@ class InFile:
     flatten: bool = False
     complete: bool = False
 
+    def __reduce__(self) -> Any:
+        file = self.file
+        order = "C" if file.flags.c_contiguous else "F"
+        place = (str(file.filename), file.dtype, "r", file.offset, file.shape, order)
+        return _reopened, (place, self.index, dict(self.given), self.flatten, self.complete)
+
     def __len__(self) -> int:
         return len(self.index)
 
@@ -76,6 +82,11 @@ class InFile:
     def part(self, index: Tensor) -> "InFile":
         """Some of the rows, in the order of the file."""
         return replace(self, index=self.index[index].sort().values)
+
+
+def _reopened(place: Any, *fields: Any) -> InFile:
+    """The rows of the file at a place: a pickle has the place, not the rows."""
+    return InFile(np.memmap(*place), *fields)
 
 
 def _read(file: FileMap, index: Any) -> Any:

@@ -13,8 +13,8 @@ Several lists make a product. Each point is named after what was decided for it,
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, get_args, get_origin
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar, get_args, get_origin
 
 from pyrovae.errors import Error
 from pyrovae.models import Model
@@ -24,6 +24,7 @@ Tree = dict[str, Any]
 Steps = tuple[str, ...]
 Axes = dict[Steps, list[Any]]
 """What is varied: the steps of a path, and the values."""
+V = TypeVar("V")
 
 
 def candidates(table: Tree, path: str = "model") -> Iterator[tuple[str, Tree]]:
@@ -40,11 +41,34 @@ def axes(grid: Tree) -> Axes:
     Raises:
         Error: a path that cannot be varied, or that leads to no list of values.
     """
-    found: Axes = {}
-    for path, value in grid.items():
-        found |= dict(_lists(value, tuple(path.split("."))))
+    return varied(grid, "grid", _values)
+
+
+def _values(value: Any, path: str) -> list[Any] | None:
+    if isinstance(value, Mapping):
+        return None
+    if isinstance(value, list) and value:
+        return value
+    raise Error(f"should be a list of values, got {value!r}", path)
+
+
+def varied(tree: Tree, table: str, read: Callable[[Any, str], V | None]) -> dict[Steps, V]:
+    """What a table says of the paths in it.
+
+    Args:
+        tree: the table.
+        table: its name.
+        read: what is said of a path, given the value and the path; `None` for a table of longer
+            paths.
+
+    Raises:
+        Error: a path that cannot be varied.
+    """
+    found: dict[Steps, V] = {}
+    for key, value in tree.items():
+        found |= dict(_leaves(value, (table, *key.split(".")), read))
     for steps in found:
-        path = ".".join(("grid", *steps))
+        path = ".".join((table, *steps))
         if steps[0] in ("data", "evaluate"):
             raise Error(
                 f"figures of different {steps[0]} settings cannot stand in one table: "
@@ -58,35 +82,39 @@ def axes(grid: Tree) -> Axes:
     return found
 
 
-def _lists(value: Any, steps: Steps) -> Iterator[tuple[Steps, list[Any]]]:
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _lists(inner, (*steps, key))
-    elif isinstance(value, list) and value:
-        yield steps, value
+def _leaves(
+    value: Any, steps: Steps, read: Callable[[Any, str], V | None]
+) -> Iterator[tuple[Steps, V]]:
+    found = read(value, ".".join(steps))
+    if found is not None:
+        yield steps[1:], found
     else:
-        raise Error(f"should be a list of values, got {value!r}", ".".join(("grid", *steps)))
+        for key, inner in value.items():
+            yield from _leaves(inner, (*steps, key), read)
 
 
-def axes_of(varied: Axes, names: Sequence[str]) -> dict[str, Axes]:
-    """For each model the axes that change its table, by their steps in that table.
+def axes_of(
+    varied: Mapping[Steps, V], names: Sequence[str], table: str = "grid"
+) -> dict[str, dict[Steps, V]]:
+    """For each model what changes its table, by the steps in that table.
 
     What is varied for all models, `train`, yields to what is varied for one.
 
     Args:
-        varied: the axes of the grid.
+        varied: the axes of the grid, or the space of a search.
         names: of the models; none for the one [model].
+        table: where they are declared.
 
     Raises:
         Error: a path to no field of a model that there is.
     """
     known: dict[Steps, str] = {("models", name): name for name in names} or {("model",): "model"}
-    found: dict[str, Axes] = {name: {} for name in known.values()}
+    found: dict[str, dict[Steps, V]] = {name: {} for name in known.values()}
     for steps, values in varied.items():
         depth = next((n for n in (1, 2) if steps[:n] in known), 0)
         if not (depth or steps[0] == "train") or len(steps) <= max(depth, 1):
             there = ", ".join(f"{'.'.join(place)}.FIELD" for place in (*known, ("train",)))
-            raise Error(f"leads to no field of a model: {there}", ".".join(("grid", *steps)))
+            raise Error(f"leads to no field of a model: {there}", ".".join((table, *steps)))
         for name in [known[steps[:depth]]] if depth else found:
             if depth or steps not in found[name]:
                 found[name][steps[depth:]] = values
@@ -168,14 +196,14 @@ def _choices(
 ) -> Iterator[tuple[Steps, list[Any]]]:
     member = role.members.get(str(table.get("kind")))
     for name, field in member.fields.model_fields.items() if member else ():
-        value, types = table.get(name), list(_types(field.annotation))
-        inner = next((t for t in types if isinstance(t, type) and issubclass(t, Part)), None)
-        if isinstance(value, list) and tuple not in types:
+        value, allowed = table.get(name), list(types(field.annotation))
+        inner = next((t for t in allowed if isinstance(t, type) and issubclass(t, Part)), None)
+        if isinstance(value, list) and tuple not in allowed:
             if not value:
                 raise Error("is a choice among nothing", f"{path}.{name}")
             yield (name,), list(_decided(inner, value, f"{path}.{name}"))
         elif isinstance(value, Mapping) and inner:
-            named = _choices_of_each if dict in types else _choices
+            named = _choices_of_each if dict in allowed else _choices
             yield from (
                 ((name, *steps), values) for steps, values in named(inner, value, f"{path}.{name}")
             )
@@ -204,8 +232,8 @@ def _decided(role: type[Part] | None, values: list[Any], path: str) -> Iterator[
             yield value
 
 
-def _types(annotation: Any) -> Iterator[Any]:
+def types(annotation: Any) -> Iterator[Any]:
     """The types in an annotation, at any depth."""
     yield get_origin(annotation) or annotation
     for inner in get_args(annotation):
-        yield from _types(inner)
+        yield from types(inner)

@@ -21,7 +21,8 @@ from pyrovae.families import Categorical, Columns, Family, LogNormal, Normal, Po
 from pyrovae.models import Model, Transformed
 from pyrovae.proposal import propose
 from pyrovae.runs import open_run, save
-from pyrovae.specs import parse, schema
+from pyrovae.schema import schema
+from pyrovae.specs import parse
 from pyrovae.variants import candidates
 
 KINDS = {

@@ -28,7 +28,8 @@ from pyrovae.evaluate.estimators import IWAE, Estimator, Exact, Grid, importance
 from pyrovae.evaluate.weights import CURVE, reduce
 from pyrovae.experiment import compare_spec, evaluate_run, fit_spec
 from pyrovae.files import json_text
-from pyrovae.specs import changed, parse, read_spec, schema
+from pyrovae.schema import schema
+from pyrovae.specs import changed, parse, read_spec
 
 LENGTHS = (1.5, 0.6, 1.0, 2.0, 0.8)
 FIVE = {"d": 20, "lengths": LENGTHS}

@@ -22,7 +22,8 @@ from pyrovae.experiment import compare_spec, evaluate_run, fit_spec, sample_run
 from pyrovae.parallel import Worker
 from pyrovae.plans import planned
 from pyrovae.runs import is_run
-from pyrovae.specs import parse, read_spec, schema
+from pyrovae.schema import schema
+from pyrovae.specs import parse, read_spec
 from pyrovae.variants import candidates, folder_name
 
 SMALL = {"kind": "mlp", "hidden": [4]}

@@ -14,7 +14,8 @@ from pyrovae.errors import Error
 from pyrovae.families import Bernoulli, Normal
 from pyrovae.models import Transformed
 from pyrovae.priors import Prior
-from pyrovae.specs import build, parse, read_spec, schema
+from pyrovae.schema import schema
+from pyrovae.specs import build, parse, read_spec
 from pyrovae.variants import candidates, merged
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.toml"))
