@@ -1,5 +1,7 @@
 """Every test starts from one seed and leaves nothing behind."""
 
+import gc
+
 import pyro
 import pytest
 import torch
@@ -9,6 +11,13 @@ from pyrovae.evaluate import freed, gaps, mcmc
 from pyrovae.evaluate.samplers import HMC
 
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish():
+    """Do not look through modules and tests for garbage again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import cache
 from typing import get_args
 
 import pyro
@@ -28,6 +29,14 @@ QUESTIONS = {
 }
 
 
+@cache
+def assessed():
+    """The answers to all questions, and what was said."""
+    vae, exact = linear_vae(1.3, 0.3)
+    said = []
+    return assess(vae, exact.sample((50,)), exact.sample((100,)), say=said.append), said
+
+
 def test_every_depth_but_the_first_declares_its_effort():
     assert set(get_args(Depth)) == {"likelihood", *EFFORTS}
     efforts = [vars(EFFORTS[depth]) for depth in ("standard", "thorough")]
@@ -35,9 +44,7 @@ def test_every_depth_but_the_first_declares_its_effort():
 
 
 def test_a_page_answers_every_question_and_ends_with_the_figure():
-    vae, exact = linear_vae(1.3, 0.3)
-    said = []
-    found = assess(vae, exact.sample((50,)), exact.sample((100,)), say=said.append)
+    found, said = assessed()
     assert set(found.found) == QUESTIONS
     assert not found.left_out
     page = str(found)
@@ -119,8 +126,7 @@ def test_annealing_beside_the_bound_is_put_in_words(value, words):
 
 
 def test_an_assessment_is_written_whole(tmp_path):
-    vae, exact = linear_vae(1.3, 0.3)
-    found = assess(vae, exact.sample((50,)), exact.sample((100,)))
+    found, _ = assessed()
     found.write(tmp_path)
     assert (tmp_path / "evaluation.txt").read_text() == f"{found}\n"
     plots = {path.stem for path in (tmp_path / "plots").iterdir()}

@@ -169,7 +169,8 @@ def test_evaluation_of_a_semi_supervised_vae_is_of_log_p_x_and_reads_no_labels()
     exact = dist.MixtureSameFamily(dist.Categorical(logits=vae.logits.detach()), classes)
     with_labels = log_likelihood(vae, batch, particles=4000)
     assert within(with_labels, exact.log_prob(batch.x))
-    without = log_likelihood(vae, Batch(batch.x), particles=4000)
+    rows = (batch, Batch(batch.x))
+    with_labels, without = (log_likelihood(vae, some, particles=400) for some in rows)
     assert (with_labels.value == without.value).all()
 
 
@@ -287,6 +288,7 @@ def test_imputations_have_the_exact_conditional_moments(wrapped):
     model, x, mean, covariance = linear_with_holes(wrapped)
     some = impute(model, x[:8], draws=40_000, seed=3)
     assert torch.allclose(some.weights.sum(0), torch.ones(8).double())
+    quantiles = {probability: some.quantile(probability) for probability in (0.05, 0.5, 0.95)}
     for i, row in enumerate(x[:8]):
         there, gone = ~row.isnan(), row.isnan()
         if not gone.any():
@@ -297,9 +299,9 @@ def test_imputations_have_the_exact_conditional_moments(wrapped):
         sd = spread.diagonal().sqrt()
         error = 6 * sd / some.ess[i].sqrt()
         assert ((some.mean[i, gone] - expected).abs() < error).all()
-        for probability in (0.05, 0.5, 0.95):
+        for probability, found in quantiles.items():
             exact = expected + sd * float(norm.ppf(probability))
-            assert ((some.quantile(probability)[i, gone] - exact).abs() < 2.5 * error).all()
+            assert ((found[i, gone] - exact).abs() < 2.5 * error).all()
         assert (some.values[:, i, there] == row[there]).all()
 
 
