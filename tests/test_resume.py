@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -11,12 +12,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
+from typer.testing import CliRunner
 
-from pyrovae import fit
+from pyrovae import fit, open_run
 from pyrovae.checkpoints import Checkpoints
+from pyrovae.cli import app
 from pyrovae.errors import Error, Interrupted
+from pyrovae.experiment import fit_spec, resume
 from pyrovae.inference import State
 from pyrovae.models import Model
+from pyrovae.objectives import ELBO
+from pyrovae.schedules import Plateau
+from pyrovae.specs import read_spec
 
 X = torch.tensor(load_digits().data[:300] > 7).float()
 SMALL = {"kind": "mlp", "hidden": (16,)}
@@ -267,3 +274,131 @@ def test_a_run_that_is_killed_goes_on_to_the_same_weights(tmp_path):
 @pytest.mark.parametrize("compiled", ["false", "true"])
 def test_runs_killed_at_twenty_moments_go_on_to_the_same_weights(tmp_path, compiled):
     assert killings(tmp_path, compiled, 10, seed=1) > 5
+
+
+# Runs
+
+
+def asked(tmp_path, *changes):
+    return read_spec(spec_file(tmp_path), ["train.epochs=3", *changes])
+
+
+def killed_run(monkeypatch, times, spec, folder):
+    """A run that is killed after so many checkpoints, of all its candidates."""
+    kept, left = Checkpoints.save, iter(range(times - 1))
+
+    def save(self, state):
+        kept(self, state)
+        if next(left, None) is None:
+            raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", save)
+        with pytest.raises(KilledError):
+            fit_spec(spec, folder, False, str)
+
+
+def saved(folder):
+    return {name: (folder / name).read_bytes() for name in ("spec.toml", "weights.safetensors")}
+
+
+CHOICE = ["model.prior.components=[4, 8]", "evaluate.particles=20"]
+
+
+@pytest.mark.parametrize(("changes", "times"), [((), 2), ((), 9), (CHOICE, 14)])
+def test_a_run_goes_on_with_its_own_spec(tmp_path, monkeypatch, changes, times):
+    spec, folder, said = asked(tmp_path, *changes), tmp_path / "run", []
+    fit_spec(spec, tmp_path / "whole", False, str)
+    killed_run(monkeypatch, times, spec, folder)
+    assert [path.name for path in folder.iterdir()] == ["unfinished"]
+    with pytest.raises(
+        Error, match=r"a fit that is not finished: go on with --resume .*run"
+    ):
+        fit_spec(spec, folder, False, str)
+    resume(folder, None, said.append)
+    assert saved(folder) == saved(tmp_path / "whole")
+    assert not (folder / "unfinished").exists()
+    before, said = saved(folder), []
+    assert resume(folder, spec, said.append).folder == folder
+    assert said == [f"'{folder}' is finished"]
+    assert saved(folder) == before
+
+
+def test_a_run_goes_on_with_no_other_spec(tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    killed_run(monkeypatch, 2, asked(tmp_path), folder)
+    other = asked(tmp_path, "model.z=[3]", "train.learning_rate=0.01")
+    with pytest.raises(Error, match=r"another spec \(model.z: \[2\] is now \[3\]; train.lear"):
+        resume(folder, other, str)
+    aside = asked(tmp_path, "train.checkpoint_minutes=1.0", "evaluate.particles=7")
+    assert resume(folder, aside, str).results["stopped"] == "finished"
+
+
+def test_a_run_can_begin_again(tmp_path, monkeypatch):
+    folder, spec = tmp_path / "run", asked(tmp_path)
+    killed_run(monkeypatch, 2, spec, folder)
+    other = asked(tmp_path, "model.z=[3]")
+    assert fit_spec(other, folder, True, str).model.z == (3,)
+    with monkeypatch.context() as patch:
+        patch.setattr("pyrovae.fitting.Course.run", raised)
+        with pytest.raises(KilledError):
+            fit_spec(spec, folder, True, str)
+    assert open_run(folder).model.z == (3,)
+    assert resume(folder, None, str).model.z == (2,)
+
+
+def raised(*_):
+    raise KilledError
+
+
+def test_there_is_nothing_to_go_on_with(tmp_path):
+    with pytest.raises(Error, match=r"'.*run' holds no fit to go on with"):
+        resume(tmp_path / "run", None, str)
+    (tmp_path / "bad" / "unfinished").mkdir(parents=True)
+    (tmp_path / "bad" / "unfinished" / "spec.json").write_text("{")
+    with pytest.raises(Error, match=r"spec.json' is damaged"):
+        resume(tmp_path / "bad", None, str)
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        ((), "name a spec file, or a folder to go on with"),
+        (("--resume", "run", "--out", "there"), "--resume goes on in its own folder"),
+        (("--resume", "run", "--force"), "--resume goes on in its own folder"),
+        (("--resume", "run", "--set", "train.epochs=3"), "--resume goes on in its own folder"),
+        (("--resume", "run"), "'run' holds no fit to go on with"),
+    ],
+)
+def test_what_cannot_be_resumed_is_refused(tmp_path, monkeypatch, words, match):
+    monkeypatch.chdir(tmp_path)
+    found = CliRunner().invoke(app, ["fit", *words])
+    assert isinstance(found.exception, Error)
+    assert re.search(match, str(found.exception))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"learning_rate": {"kind": "plateau"}}, "plateau judges by validation rows: pass val"),
+        ({"objective": ELBO(beta=Plateau())}, "plateau judges by validation rows"),
+        ({"encoder_steps": {"kind": "plateau"}}, "plateau judges by validation rows"),
+        (
+            {"learning_rate": {"kind": "linear", "begin": 5.0, "end": 2.0}},
+            "learning_rate.end: end",
+        ),
+        ({"rates": {"encodr": 0.5}}, "rates: no parameter's name begins with 'encodr'. Did you"),
+        ({"average": 1.0}, "average: should be less than 1"),
+        ({"clip": 0.0}, "clip: should be greater than 0"),
+        ({"optimizer": "adan"}, "optimizer: unknown optimizer 'adan'. Did you mean 'adam'"),
+        ({"logs": ["tensorbord"]}, "logs.0: unknown log 'tensorbord'. Did you mean 'tensorboard'"),
+        ({"checkpoint_minutes": 0.0}, "checkpoint_minutes: should be greater than 0"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(options, match):
+    model = begun(PLAIN)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(Error, match=match):
+        fit(model, X, **FAST | options)
+    assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
