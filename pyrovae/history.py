@@ -146,13 +146,21 @@ class Watch:
                 figures = parts(self.model, self.held_out, world=self.world)
                 epoch = _with(replace(epoch, validation=figures.pop("bound")), figures)
             elif self.sample is not None and epoch.index % self.pace == 0:
-                figures = parts(self.model, self.sample, world=self.world)
-                epoch = _with(epoch, {k: v for k, v in figures.items() if k != "bound"})
+                epoch = self._taken_apart(epoch, self.sample)
             self._see(epoch)
             if self.best == epoch.index and (self.selects or self.averaged):
                 self.kept = weights(self.model)
         self.bar.show(epoch.loss)
         return epoch
+
+    def _taken_apart(self, epoch: Epoch, sample: Rows) -> Epoch:
+        """The epoch with the parts of the bound on training rows, of a model that has them."""
+        try:
+            figures = parts(self.model, sample, world=self.world)
+        except Error:  # a latent of all rows at once, which has no part in one of them
+            self.sample = None
+            return epoch
+        return _with(epoch, {name: f for name, f in figures.items() if name != "bound"})
 
     def _see(self, epoch: Epoch) -> None:
         self.seen.append(epoch)

@@ -1,6 +1,7 @@
 """Laws of EM that every family obeys which it can fit; a new member is tested by existing."""
 
 import functools
+import statistics
 from itertools import pairwise
 
 import pyro
@@ -157,11 +158,13 @@ class TestFamilies:
 
     def test_online_em_comes_close(self, parameter):
         best, batch, *_ = fitted(parameter)
-        online = mixture(parameter)
-        online.load_state_dict(best.state_dict())
-        list(online_em(online, batch, epochs=10, batch_size=50))
-        a, b = (model.log_prob(batch).mean().item() for model in (best, online))
-        assert abs(a - b) < (0.05 if parameter[0] in STEEP else 0.005)
+        wanted, apart = best.log_prob(batch).mean().item(), []
+        for _ in range(3 if parameter[0] in STEEP else 1):  # the order of rows matters to these
+            online = mixture(parameter)
+            online.load_state_dict(best.state_dict())
+            list(online_em(online, batch, epochs=10, batch_size=50))
+            apart.append(abs(online.log_prob(batch).mean().item() - wanted))
+        assert statistics.median(apart) < (0.05 if parameter[0] in STEEP else 0.005)
 
     def test_freedom_is_how_many_ways_the_density_can_change(self, parameter):
         family = assembled(parameter)

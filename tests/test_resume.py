@@ -33,8 +33,8 @@ NORM = SMALL | {"dropout": 0.2}
 CASES = {
     "plain": (PLAIN, {}),
     "validation rows": (PLAIN, {"patience": 3}),
-    "recorded": (PLAIN, {"compile": True}),
-    "vamp prior, dropout": (PLAIN | {"prior": "vamp", "encoder": NORM}, {"compile": True}),
+    "plain Pyro": (PLAIN, {"compile": False}),
+    "vamp prior, dropout": (PLAIN | {"prior": "vamp", "encoder": NORM}, {}),
     "parts of a batch": (PLAIN, {"accumulate": 3}),
     "encoder alone": (
         PLAIN,
@@ -42,7 +42,7 @@ CASES = {
     ),
     "schedules": (
         PLAIN,
-        {"learning_rate": {"kind": "plateau", "initial": 0.01, "patience": 1}, "compile": True},
+        {"learning_rate": {"kind": "plateau", "initial": 0.01, "patience": 1}},
     ),
 }
 
@@ -73,12 +73,13 @@ def killed(monkeypatch, step, *args, **options):
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_fit_that_is_stopped_ends_at_the_same_weights(case, tmp_path, monkeypatch):
+    monkeypatch.setattr("pyrovae.compile.WORTH", 1)
     fields, options = CASES[case]
     options = FAST | {"checkpoint_steps": 1} | options
     held_out = X[:50] if case in ("validation rows", "schedules") else None
     whole = begun(fields)
     history = fit(whole, X, held_out, **options)
-    for step in (1, 2, 7, 10, 13):
+    for step in (1, 2, 10, 13):
         killed(monkeypatch, step, begun(fields), X, held_out, tmp_path / str(step), **options)
         model = begun(fields)
         resumed = fit(model, X, held_out, tmp_path / str(step), **options)
@@ -86,7 +87,7 @@ def test_a_fit_that_is_stopped_ends_at_the_same_weights(case, tmp_path, monkeypa
             assert torch.equal(tensor, model.state_dict()[name]), (step, name)
         assert [e.loss for e in resumed.epochs] == [e.loss for e in history.epochs]
         assert (resumed.best, resumed.stopped) == (history.best, history.stopped)
-        assert resumed.compiled == history.compiled
+        assert resumed.compiled == history.compiled == ("no" if case == "plain Pyro" else "replay")
 
 
 def test_a_fit_that_is_over_is_not_fitted_again(tmp_path, monkeypatch):
@@ -246,13 +247,16 @@ def killings(tmp_path, compiled, times, seed):
     """Kill runs at random moments, resume each; the weights are to be those of one left alone."""
     spec = spec_file(tmp_path, compiled)
     began = time.perf_counter()
-    finished("fit", spec, "--out", tmp_path / "whole")
-    seconds = time.perf_counter() - began
+    if times > 1:
+        finished("fit", spec, "--out", tmp_path / "whole")
+    else:
+        fit_spec(read_spec(spec), tmp_path / "whole", False, str)
+    seconds = time.perf_counter() - began + (times == 1) * 3
     wanted = load_file(tmp_path / "whole" / "weights.safetensors")
     chance, unfinished = random.Random(seed), 0
     for index in range(times):
         run = tmp_path / f"run-{index}"
-        for _ in range(2):
+        for _ in range(min(times, 2)):
             process = pyrovae("fit", spec, "--resume", run)
             time.sleep(chance.uniform(0.3, 1.0) * seconds)
             process.kill()
@@ -311,9 +315,7 @@ def test_a_run_goes_on_with_its_own_spec(tmp_path, monkeypatch, changes, times):
     fit_spec(spec, tmp_path / "whole", False, str)
     killed_run(monkeypatch, times, spec, folder)
     assert [path.name for path in folder.iterdir()] == ["unfinished"]
-    with pytest.raises(
-        Error, match=r"a fit that is not finished: go on with --resume .*run"
-    ):
+    with pytest.raises(Error, match=r"a fit that is not finished: go on with --resume .*run"):
         fit_spec(spec, folder, False, str)
     resume(folder, None, said.append)
     assert saved(folder) == saved(tmp_path / "whole")
