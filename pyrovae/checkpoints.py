@@ -28,6 +28,7 @@ from safetensors.torch import load_file, save
 from pyrovae.errors import Error, Interrupted, brief
 from pyrovae.inference import State
 from pyrovae.ranks import ALONE, World
+from pyrovae.versions import versions
 
 UNFINISHED = "unfinished"
 """The folder of checkpoints within that of a run."""
@@ -84,6 +85,8 @@ class Checkpoints:
                 raise Error(another_spec(self.folder.parent, changed))
             if bad:
                 logger.warning(f"{'; '.join(bad)}: the fit goes on from '{path}'.")
+            if other := differences(state.values["versions"], versions()):
+                logger.warning(f"The last digits may differ: {'; '.join(sorted(other))}.")
             return int(path.stem), state
         if bad:
             raise Error(f"{'; '.join(bad)}: no other checkpoint is left, begin again with --force")
@@ -94,7 +97,7 @@ class Checkpoints:
         self.written = time.monotonic()
         if not self.world.first:
             return
-        values = json.dumps(state.values | {"request": self.request})
+        values = json.dumps(state.values | {"request": self.request, "versions": versions()})
         tensors = {name: t.detach().cpu().contiguous() for name, t in state.tensors.items()}
         path = self.folder / f"{self.count:09}.safetensors"
         draft = path.with_suffix(".draft")
@@ -173,9 +176,10 @@ def _shown(value: Any) -> str:
 def _read(path: Path) -> State:
     with safe_open(path, "pt") as file:
         header = file.metadata() or {}
-    if "pyrovae" not in header:
+    values = json.loads(header.get("pyrovae", "{}"))
+    if not isinstance(values, dict) or not values.keys() >= {"request", "versions"}:
         raise ValueError("it is no checkpoint")
-    return State(load_file(path), json.loads(header["pyrovae"]))
+    return State(load_file(path), values)
 
 
 def _force_to_disk(folder: Path) -> None:

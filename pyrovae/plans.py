@@ -97,7 +97,9 @@ class Plan:
         """
         labels, models = zip(*self.accepted(self.built()), strict=True)
         modules = str(self.modules.resolve()) if self.modules else None
-        begin(self.folder, {"request": self.request(), "table": self.table, "modules": modules})
+        if world.first:
+            asked = {"request": self.request(), "table": self.table, "modules": modules}
+            begin(self.folder, asked)
         histories = []
         for index, model in enumerate(models):
             try:
