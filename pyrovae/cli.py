@@ -74,11 +74,12 @@ def fit(
     from pyrovae import experiment
     from pyrovae.specs import read_spec
 
-    if processes > 1:
+    asked = read_spec(spec, changes or ()) if spec else None
+    if processes > 1 and (ours := asked or (experiment.spec_of(resume) if resume else None)):
         from pyrovae.launch import launch
 
+        experiment.refuse_processes(ours, processes)
         sys.exit(launch(_without(sys.argv[1:], "--processes"), processes))
-    asked = read_spec(spec, changes or ()) if spec else None
     if resume:
         if out or force or (changes and not spec):
             raise Error("--resume goes on in its own folder with its own spec: name no other")

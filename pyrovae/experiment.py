@@ -32,6 +32,7 @@ from pyrovae.part import check, keywords
 from pyrovae.plans import Plan, planned, plans_of, refuse_plans
 from pyrovae.proposal import propose, settled
 from pyrovae.ranks import joined
+from pyrovae.ranks import refuse as refuse_ranks
 from pyrovae.refusals import check_rows
 from pyrovae.report import FILES, write_report
 from pyrovae.runs import (
@@ -85,16 +86,29 @@ def resume(folder: Path, spec: Spec | None, say: Say) -> Run:
     Raises:
         Error: there is nothing to go on with; the spec is not the one that was begun with.
     """
-    if is_unfinished(folder):
-        asked = begun(folder)
-        modules = Path(asked["modules"]) if asked["modules"] else None
-        spec = spec or parse(asked["table"], folder.name, (), modules)
-    elif is_run(folder):
+    if is_run(folder) and not is_unfinished(folder):
         say(f"'{folder}' is finished")
         return open_run(folder)
-    elif not spec:
+    return _fit(spec or spec_of(folder), folder, False, say)
+
+
+def spec_of(folder: Path) -> Spec:
+    """The spec of a fit that is not finished.
+
+    Raises:
+        Error: there is none.
+    """
+    if not is_unfinished(folder):
         raise Error(f"'{folder}' holds no fit to go on with")
-    return _fit(spec, folder, False, say)
+    asked = begun(folder)
+    modules = Path(asked["modules"]) if asked["modules"] else None
+    return parse(asked["table"], folder.name, (), modules)
+
+
+def refuse_processes(spec: Spec, processes: int) -> None:
+    """Refuse more processes than there are rows for, before any of them is begun."""
+    for train in spec.train.values():
+        refuse_ranks(processes, len(spec.load().train), train.get("batch_size", 128))
 
 
 def _fit(spec: Spec, folder: Path, force: bool, say: Say) -> Run:

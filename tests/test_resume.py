@@ -79,7 +79,7 @@ def test_a_fit_that_is_stopped_ends_at_the_same_weights(case, tmp_path, monkeypa
     held_out = X[:50] if case in ("validation rows", "schedules") else None
     whole = begun(fields)
     history = fit(whole, X, held_out, **options)
-    for step in (1, 2, 10, 13):
+    for step in (2, 13):
         killed(monkeypatch, step, begun(fields), X, held_out, tmp_path / str(step), **options)
         model = begun(fields)
         resumed = fit(model, X, held_out, tmp_path / str(step), **options)
@@ -404,3 +404,37 @@ def test_settings_that_cannot_be_are_refused(options, match):
     with pytest.raises(Error, match=match):
         fit(model, X, **FAST | options)
     assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
+
+
+@pytest.mark.slow
+def test_two_processes_that_are_asked_to_stop_go_on_together(tmp_path):
+    spec, both = spec_file(tmp_path), ("--processes", "2")
+    finished("fit", spec, "--out", tmp_path / "whole", *both)
+    wanted = load_file(tmp_path / "whole" / "weights.safetensors")
+    process = pyrovae("fit", spec, "--out", tmp_path / "run", "--set", "train.epochs=400", *both)
+    while not list(tmp_path.glob("run/unfinished/*.safetensors")):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate()
+    assert process.returncode == 130
+    assert "stopped after" in said
+    assert f"go on with pyrovae fit --resume {tmp_path / 'run'}" in said
+    process = pyrovae("fit", "--resume", tmp_path / "run")
+    assert "processes: 2 is now 1" in process.communicate()[1]
+    for kill in (True, False):
+        process = pyrovae("fit", spec, "--resume", tmp_path / "killed", *both)
+        if kill:
+            while not list(tmp_path.glob("killed/unfinished/*.safetensors")):
+                time.sleep(0.05)
+            process.kill()
+        process.communicate()
+        time.sleep(1)
+    found = load_file(tmp_path / "killed" / "weights.safetensors")
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_more_processes_than_rows_are_refused_before_any_begins(tmp_path):
+    spec = spec_file(tmp_path)
+    for count, match in ((3000, "more than the 1294 training rows"), (65, "rows of a batch")):
+        found = CliRunner().invoke(app, ["fit", str(spec), "--processes", str(count)])
+        assert match in str(found.exception)
