@@ -29,6 +29,7 @@ bench: .venv-bench/ready
 	$(PEERS)/python benchmarks/evaluate.py --rounds 1
 	$(PEERS)/python benchmarks/mixture.py --rounds 1
 	$(PEERS)/python benchmarks/scaling.py --quick
+	$(PEERS)/python benchmarks/logs.py --rounds 1
 
 clean:
 	rm -rf .venv .venv-bench .mypy_cache .ruff_cache .pytest_cache

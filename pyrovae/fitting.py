@@ -173,6 +173,7 @@ def fit(
             model.start(beginning(everything))
         world.spread(model)
         bar.begin(epochs * len(rows))
+        outcome: dict[str, Any] = {}
         try:
             if method == "em":
                 history = _fit_em(model, everything, held_out, bar, told, settings)
@@ -188,8 +189,9 @@ def fit(
                 del everything
                 watch = _watch(course, held_out, sample, bar, patience)
                 history = _fit_svi(course, watch, rows, told, checkpoints, state)
+            outcome = {"stopped": history.stopped, "best": history.best}
         finally:
-            told.end({})
+            told.end(outcome)
         history = replace(history, seconds=time.perf_counter() - began)
         if checkpoints:
             checkpoints.save(_outcome(model, history))

@@ -12,6 +12,7 @@ and MLflow has a database in a file.
 
 import importlib
 import logging
+import math
 import re
 import secrets
 import textwrap
@@ -32,6 +33,8 @@ LOGS = "logs"
 """The folder of logs within that of a run."""
 BATCH = 100
 """The settings that MLflow takes at a time, at most."""
+MANY, PAUSE = 1000, 2.0
+"""The figures that MLflow takes at a time, at most, and seconds between two times."""
 LONGEST = 6000
 """The characters of a setting that MLflow keeps."""
 
@@ -162,10 +165,11 @@ class Mlflow(Log):
 
     def begin(self, folder: Path | None, settings: Mapping[str, Any]) -> None:
         from mlflow import MlflowClient
-        from mlflow.entities import Param
+        from mlflow.entities import Metric, Param
 
         own = folder and f"sqlite:///{folder.resolve() / 'mlflow.db'}"
         self.client, self.known = MlflowClient(self.uri or own), set[int]()
+        self.waiting, self.written = list[Metric](), -math.inf
         if run := _kept(folder, "mlflow-id"):
             self.run, self.known = run, self._recorded(run)
             self.client.update_run(run, status="RUNNING")
@@ -187,10 +191,18 @@ class Mlflow(Log):
 
         if epoch not in self.known:
             now = int(1000 * time.time())
-            metrics = [Metric(_word(name), value, now, epoch) for name, value in figures.items()]
-            self.client.log_batch(self.run, metrics=metrics)
+            self.waiting += [Metric(_word(name), f, now, epoch) for name, f in figures.items()]
+        if time.monotonic() - self.written > PAUSE:
+            self._write()
+
+    def _write(self) -> None:
+        """Write what waits: a transaction takes as long for many epochs as for one."""
+        for first in range(0, len(self.waiting), MANY):
+            self.client.log_batch(self.run, metrics=self.waiting[first : first + MANY])
+        self.waiting, self.written = [], time.monotonic()
 
     def end(self, figures: Mapping[str, Any]) -> None:
+        self._write()
         for name, value in _flat(figures):
             self.client.set_tag(self.run, _word(name), str(value))
         self.client.set_terminated(self.run)
