@@ -13,11 +13,16 @@ import pytest
 
 from pyrovae import catalogue, cli
 from pyrovae.catalogue import roles
-from pyrovae.specs import parse, read_spec
+from pyrovae.fitting import fit
+from pyrovae.part import check, keywords
+from pyrovae.schedules import Now
+from pyrovae.specs import build, parse, read_spec
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
 DOCS = sorted((ROOT / "docs").glob("*.md"))
+EXAMPLES = sorted((ROOT / "examples").rglob("*.toml"))
+PAPERS = [p for p in EXAMPLES if p.parent.name == "papers" and not p.stem.endswith("-quick")]
 pytestmark = pytest.mark.usefixtures("little")
 SHORT = ["--set", "train.epochs=2", "--set", "evaluate.particles=30"]
 
@@ -172,11 +177,39 @@ def test_the_readme_names_the_files_that_there_are():
     assert named == files | folders
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.toml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
 @pytest.mark.usefixtures("no_new_members")
 def test_every_example_spec_is_valid(path):
-    assert read_spec(path).models
+    spec = read_spec(path)
+    assert spec.models
     assert parse(tomllib.loads(path.read_text()), path.stem, folder=path.parent)
+    if spec.data.get("name") == "mnist":
+        for name, table in spec.models.items():
+            assert build(table, {"x": (1, 28, 28)}, name).parameter_count
+
+
+@pytest.mark.parametrize("path", PAPERS, ids=lambda p: p.stem)
+def test_the_quick_form_of_a_paper_fits_the_same_models_to_the_same_data(path):
+    quick_path = path.with_name(f"{path.stem}-quick.toml")
+    whole, quick = read_spec(path), read_spec(quick_path)
+    assert quick.data == whole.data
+    assert quick.models.items() <= whole.models.items()
+    for name, train in quick.train.items():
+        assert train["epochs"] < whole.train[name]["epochs"]
+        assert train["batch_size"] > whole.train[name]["batch_size"]
+    assert "# Truncated: " in quick_path.read_text()
+
+
+def test_the_learning_rates_of_iwae_2016_are_those_of_the_paper():
+    spec = read_spec(ROOT / "examples/papers/iwae-2016.toml")
+    for train in spec.train.values():
+        rate = check(keywords(fit), train, "train")["learning_rate"]
+        begins = 0
+        for i in range(8):
+            for moment in (begins, begins + 3**i - 1e-9):
+                assert rate(Now(moment)) == pytest.approx(1e-3 * 10 ** (-i / 7), rel=1e-6)
+            begins += 3**i
+        assert train["epochs"] == begins == 3280
 
 
 @pytest.mark.parametrize("name", ["digits", "wine", "custom_prior"])
