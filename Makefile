@@ -9,7 +9,7 @@ demo: .venv/ready
 	$(BIN)/pyrovae compare examples/digits.toml
 
 test: .venv/ready lint
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist worksteal
 
 slow: .venv/ready
 	$(BIN)/pytest -n 2 -m "slow or grid"

@@ -12,7 +12,15 @@ from pyrovae.errors import Error
 from pyrovae.parallel import Fitted, in_processes
 from pyrovae.plans import Plan
 from pyrovae.remote import on_cluster
-from pyrovae.runs import Run, is_unfinished, open_run, refuse_other, start_over
+from pyrovae.runs import (
+    Run,
+    discard_unfinished,
+    is_run,
+    is_unfinished,
+    open_run,
+    refuse_other,
+    start_over,
+)
 
 Say = Callable[[str], None]
 PLACES = {"processes": in_processes, "optuna": in_processes, "ray": on_cluster}
@@ -77,18 +85,23 @@ def _finished(plan: Plan, force: bool) -> Run | None:
     if force:
         start_over(plan.folder)
         return None
-    refuse_other(plan.folder, plan.request())
-    if is_unfinished(plan.folder) or not plan.folder.exists():
-        return None
+    if not is_run(plan.folder):
+        refuse_other(plan.folder, plan.request())
+        if is_unfinished(plan.folder) or not plan.folder.exists():
+            return None
     run = open_run(plan.folder)
     if "failed" in run.results:
         return None
     changed = sorted(differences(run.results.get("request"), plan.request()))
     if run.results.get("fingerprint") != plan.data.fingerprint:
         changed.append("the data themselves")
+    if changed and is_unfinished(plan.folder):  # by what was begun with --force
+        refuse_other(plan.folder, plan.request())
+        return None
     if changed:
         raise Error(
             f"'{plan.folder}' was fitted with another spec ({'; '.join(changed)}): "
             "fit again with --force, or name another folder with --out"
         )
+    discard_unfinished(plan.folder)
     return run

@@ -184,7 +184,9 @@ def save(
     whole = {**(results or {}), "versions": versions()}
     tree = {**(spec or {}), "model": model.spec()}
     try:
-        draft = folder.with_name(f".{folder.name}.draft")
+        within = is_unfinished(folder) and not is_run(folder)
+        beside = folder.with_name(f".{folder.name}.draft")
+        draft = folder / UNFINISHED / "draft" if within else beside
         if draft.exists():
             shutil.rmtree(draft)
         draft.mkdir(parents=True)
@@ -199,7 +201,7 @@ def save(
             (draft / "results.json").write_text(json_text(whole), "utf-8")
             for path in draft.iterdir():
                 path.chmod(0o644)
-            if is_unfinished(folder) and not is_run(folder):
+            if within:
                 _finish(draft, folder)
             else:
                 if (folder / LOGS).is_dir():

@@ -236,7 +236,10 @@ def test_a_mode_without_mass_does_not_count(quick):
     assert grade.missed.max() < 0.05
 
 
-@pytest.mark.parametrize("posterior", ["normal", "multivariate-normal", "mixture-of-normals"])
+MIXED = pytest.param("mixture-of-normals", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("posterior", ["normal", "multivariate-normal", MIXED])
 def test_trained_guides_of_digits_lose_a_little(posterior):
     data = load("digits")
     rows, test = ((x.flatten(1) > 7).float() for x in (data.train.x, data.test.x))

@@ -257,7 +257,7 @@ def bounded():
 
 
 @pytest.mark.parametrize("parameter", OBJECTIVES, ids=ids(OBJECTIVES))
-@pytest.mark.parametrize("particles", [1, 5])
+@pytest.mark.parametrize("particles", [pytest.param(1, marks=pytest.mark.slow), 5])
 def test_objectives_estimate_a_bound_between_the_elbo_and_log_p(parameter, particles):
     """With one particle all are the evidence lower bound; VR-max can be above log p."""
     model, batch, elbo, log_p = bounded()

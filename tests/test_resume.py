@@ -71,7 +71,11 @@ def killed(monkeypatch, step, *args, **options):
             fit(*args, **options)
 
 
-@pytest.mark.parametrize("case", CASES)
+ALWAYS = ("validation rows", "vamp prior, dropout", "encoder alone", "schedules")
+SOMETIMES = [pytest.param(case, marks=pytest.mark.slow) for case in CASES if case not in ALWAYS]
+
+
+@pytest.mark.parametrize("case", [*ALWAYS, *SOMETIMES])
 def test_a_fit_that_is_stopped_ends_at_the_same_weights(case, tmp_path, monkeypatch):
     monkeypatch.setattr("pyrovae.compile.WORTH", 1)
     fields, options = CASES[case]
