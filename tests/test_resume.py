@@ -250,22 +250,22 @@ def finished(*arguments):
 def killings(tmp_path, compiled, times, seed):
     """Kill runs at random moments, resume each; the weights are to be those of one left alone."""
     spec = spec_file(tmp_path, compiled)
-    began = time.perf_counter()
     if times > 1:
         finished("fit", spec, "--out", tmp_path / "whole")
     else:
         fit_spec(read_spec(spec), tmp_path / "whole", False, str)
-    seconds = time.perf_counter() - began + (times == 1) * 3
+    seconds = open_run(tmp_path / "whole").results["seconds"]
     wanted = load_file(tmp_path / "whole" / "weights.safetensors")
     chance, unfinished = random.Random(seed), 0
     for index in range(times):
         run = tmp_path / f"run-{index}"
-        for _ in range(min(times, 2)):
-            process = pyrovae("fit", spec, "--resume", run)
-            time.sleep(chance.uniform(0.3, 1.0) * seconds)
-            process.kill()
-            process.communicate()
-            unfinished += any(run.glob("unfinished/*.safetensors"))
+        process = pyrovae("fit", spec, "--resume", run)
+        while not (run / "unfinished").exists():
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0, seconds))
+        process.kill()
+        process.communicate()
+        unfinished += any(run.glob("unfinished/*.safetensors"))
         finished("fit", spec, "--resume", run)
         found = load_file(run / "weights.safetensors")
         assert found.keys() == wanted.keys()
@@ -279,9 +279,9 @@ def test_a_run_that_is_killed_goes_on_to_the_same_weights(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("compiled", ["false", "true"])
-def test_runs_killed_at_twenty_moments_go_on_to_the_same_weights(tmp_path, compiled):
-    assert killings(tmp_path, compiled, 10, seed=1) > 5
+@pytest.mark.parametrize(("compiled", "runs"), [("false", 20), ("true", 3)])
+def test_runs_killed_at_random_moments_go_on_to_the_same_weights(tmp_path, compiled, runs):
+    assert killings(tmp_path, compiled, runs, seed=1) > runs / 4
 
 
 # Runs
