@@ -32,9 +32,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 from pyrovae import VAE, Batch, load, open_run
 from pyrovae.evaluate.estimators.importance import BLOCK, IWAE
 from pyrovae.evaluate.recorded import Recorded
-from pyrovae.evaluate.weights import evaluating, reduce, weigh
+from pyrovae.evaluate.weights import reduce, weigh
 from pyrovae.graphs import How
-from pyrovae.place import seeded, unchecked
+from pyrovae.place import flushed, in_mode, seeded, unchecked
 
 RENYI, EAGER = "Pyro's RenyiELBO, by image", "eager torch, 20 x 50"
 PLAIN, REPLAYED, COMPILED = "pyrovae, plain", "pyrovae, replayed", "pyrovae, compiled"
@@ -115,8 +115,9 @@ def ours(model: VAE, particles: int, how: How) -> Contender:
     weights, estimator = Recorded(lambda *block: (weigh(model, *block),), model, how), IWAE()
 
     def run(x: Tensor) -> np.ndarray:
-        blocks = estimator._blocks(weights, Batch(x), np.arange(len(x)), particles)
-        value = np.concatenate([reduce(log_w)["value"] for _, log_w in blocks])
+        with flushed():
+            blocks = estimator._blocks(weights, Batch(x), np.arange(len(x)), particles)
+            value = np.concatenate([reduce(log_w)["value"] for _, log_w in blocks])
         for kind in weights.kinds.values():
             kind.due = -1  # what is replayed stays replayed
         return value
@@ -202,7 +203,7 @@ def main() -> None:
     print(f"{len(x)} images, {arguments.particles:,} particles, {threads} threads, load", end="")
     print(f" {load_average:.1f}\n{'':28}{'images/s':>9}{'x Renyi':>9}{'x eager':>9}", end="")
     print(f"{'of limit':>9}{'first s':>9}{'log p(x)':>11}")
-    with evaluating(model, 0), unchecked():
+    with in_mode(model, False), seeded(0), torch.no_grad(), unchecked():
         found = measure(model, x, arguments.particles, arguments.rounds)
     for name, result in found.items():
         print(f"{name:28}{result['images_per_second']:9.1f}", end="")

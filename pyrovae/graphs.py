@@ -36,6 +36,7 @@ from torch.overrides import TorchFunctionMode
 
 from pyrovae.batch import Batch
 from pyrovae.errors import brief
+from pyrovae.formulas import FORMULAS
 from pyrovae.products import routed
 
 TORCH = Path(torch.__file__).parent
@@ -83,12 +84,14 @@ class Graph:
     def compiled(self, *arguments: Tensor) -> "Graph":
         """The graph compiled by Inductor, with torch's random numbers in place of Inductor's."""
         with warnings.catch_warnings(action="ignore"):
-            import torch._inductor  # takes as long as torch itself, and few fits compile
+            from torch._inductor.compile_fx import compile_fx  # takes as long as torch itself
+            from torch._inductor.decomposition import select_decomp_table
 
-            call = torch._inductor.compile(
+            call: Any = compile_fx(
                 fx.GraphModule({}, routed(_for_inductor(copy.deepcopy(self.operations)))),
                 [*arguments, *self.read],
-                options={"fallback_random": True},
+                config_patches={"fallback_random": True},
+                decompositions=select_decomp_table() | ({} if arguments[0].is_cuda else FORMULAS),
             )
         return replace(self, call=call)
 

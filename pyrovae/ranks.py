@@ -131,16 +131,6 @@ class World:
             _heard(group.all_gather_object, values, value)
         return values
 
-    def whole(self, values: Tensor) -> Tensor:
-        """The values of all rows, from those of this rank's part."""
-        if self.size == 1:
-            return values
-        return torch.cat(self.gathered(values.detach().cpu())).to(values.device)
-
-    def agree(self, sentence: str) -> str:
-        """The first sentence that a rank has to say, empty if none has any."""
-        return next(filter(None, self.gathered(sentence)), "")
-
     @torch.no_grad()
     def spread(self, module: nn.Module) -> None:
         """Give every rank the parameters and buffers of rank 0.

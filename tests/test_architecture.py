@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "pyrovae"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
-    ("errors", "files", "place", "plots", "products", "progress", "versions"),
+    ("errors", "files", "formulas", "place", "plots", "products", "progress", "versions"),
     ("part", "batch", "named", "distributions", "traces"),
     ("transforms", "stored", "networks", "refinements", "schedules"),
     ("families",),

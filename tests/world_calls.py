@@ -47,12 +47,6 @@ def calls(world):
     assert [world.any(rank == one) for one in range(3)] == [True, True, False]
     assert world.shared({"order": torch.arange(3) + rank})["order"].tolist() == [0, 1, 2]
     assert world.gathered(torch.get_rng_state()[:3] * 0 + rank)[1].tolist() == [1, 1, 1]
-    values = torch.arange(7.0)
-    assert torch.equal(world.whole(world.part(values)), values)
-    assert torch.equal(world.whole(world.part(values[:1])), values[:1])
-    assert world.agree("") == ""
-    assert world.agree("late" if rank else "") == "late"
-    assert world.agree(f"both {rank}") == "both 0"
 
     module = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
     module.far = nn.Buffer(torch.tensor([0.1, -torch.inf, torch.inf]))

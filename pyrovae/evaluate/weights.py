@@ -36,7 +36,7 @@ from torch import Tensor
 from pyrovae.batch import Batch, as_batch, as_rows, in_blocks
 from pyrovae.models import Model
 from pyrovae.models.model import observed, require_model, require_positive
-from pyrovae.place import Place, destination, in_mode, placed, seeded, unchecked
+from pyrovae.place import Place, destination, flushed, in_mode, placed, seeded, unchecked
 from pyrovae.ranks import ALONE, World
 from pyrovae.traces import log_densities, of_guide, of_model, sites, total
 
@@ -58,6 +58,7 @@ def evaluating(
         placed(model, device, dtype) as place,
         seeded(seed),
         torch.no_grad(),
+        flushed(),
     ):
         yield place
 
@@ -291,7 +292,7 @@ def means(
 
     Of several processes each goes through its part of the rows; all have the same means.
     """
-    with torch.no_grad(), seeded(world.seed(seed)), in_mode(model, False):
+    with torch.no_grad(), seeded(world.seed(seed)), in_mode(model, False), flushed():
         whole, totals = as_rows(data), dict[str, Tensor]()
         rows = world.part(whole)
         for block in in_blocks(rows):

@@ -37,7 +37,7 @@ from pyrovae.inference.epoch import Epoch, new_order, ordered, unheard, weights
 from pyrovae.inference.failures import culprit, finite
 from pyrovae.models import Model
 from pyrovae.optim import Optim
-from pyrovae.place import RandomState, in_mode, unchecked
+from pyrovae.place import RandomState, flushed, in_mode, unchecked
 from pyrovae.ranks import ALONE, World
 from pyrovae.schedules import Dials, Now
 
@@ -183,7 +183,7 @@ class Course:
         while self.epoch < self.epochs:
             self.order = self.world.shared(new_order() if self.order is None else self.order)
             good = self.state()
-            with self.model.scope(), in_mode(self.model, True), _quiet():
+            with self.model.scope(), in_mode(self.model, True), _quiet(), flushed():
                 try:
                     self._sweep(rows, began, advance)
                     total = self.world.sum(torch.stack(self.losses).double().sum())
