@@ -167,7 +167,7 @@ def test_a_compiler_that_fails_leaves_the_replay(backends, caplog, monkeypatch):
     def broken(*_, **__):
         raise RuntimeError("no C++ compiler")
 
-    monkeypatch.setattr("torch._inductor.compile", broken)
+    monkeypatch.setattr("pyrovae.graphs.routed", broken)
     monkeypatch.setattr(recorded, "LONG", 1)
     with caplog.at_level(logging.INFO, "pyrovae"):
         assert equal(*both(vae(), X, particles=8))
